@@ -1,0 +1,230 @@
+"""The configuration of a run: typed, documented, overridable from the command line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..errors import Ewa3dError
+from ..ewa.averaging import SCHEDULES
+from ..models import list_models
+
+
+def option(default: Any, help: str, choices: Sequence[str] = (), least: float | None = None) -> Any:
+    """A dataclass field with the text for ``--help`` and the values it may take."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices), "least": least})
+
+
+@dataclass
+class ModelConfig:
+    name: str = option("point_mae_small", "architecture", list_models())
+    embed_dim: int | None = option(None, "channels of a token (default: the size's)", least=1)
+    depth: int | None = option(None, "number of blocks (default: the size's)", least=1)
+    num_heads: int | None = option(None, "attention heads (default: the size's)", least=1)
+    num_groups: int = option(64, "tokens a cloud", least=1)
+    group_size: int = option(32, "points a token", least=1)
+    drop_path_rate: float = option(0.1, "stochastic depth at the last block", least=0)
+    fps_min_norm: float | None = option(None, "never sample points this near to the origin (official: 0.0316)", least=0)
+    pretrained: str | None = option(None, "weights to start from: official .pth, .safetensors or an export folder")
+
+
+@dataclass
+class DataConfig:
+    name: str = option("shapes", "dataset", ("shapes", "modelnet40"))
+    root: str | None = option(None, "where it lies (default: EWA3D_DATASETS, else the repository's datasets/)")
+    num_points: int = option(1024, "points a cloud that the model sees", least=1)
+    train_split: str = option(
+        "train", "train on: train (the rest of the official one is val) or all of it", ("train", "trainval")
+    )
+    val_fraction: float = option(0.1, "part of the official training split kept for validation", least=0)
+    per_class: int | None = option(None, "shapes only: shapes a class and split", least=1)
+
+
+@dataclass
+class EwaConfig:
+    num_experts: int = option(4, "experts a layer", least=2)
+    every: int = option(2, "every how many blocks an FFN becomes experts", least=1)
+    share_rate: float = option(0.3, "β at the end of training, 0 to (N-1)/N", least=0)
+    schedule: str = option("linear", "how β gets there", SCHEDULES)
+    init: str = option("copy", "experts start as copies or anew", ("copy", "independent"))
+
+
+@dataclass
+class OptimConfig:
+    lr: float = option(5e-4, "AdamW's peak learning rate", least=0)
+    weight_decay: float = option(0.05, "not on biases, norms and tokens", least=0)
+    min_lr: float = option(1e-6, "where the cosine ends", least=0)
+    warmup_lr: float = option(1e-6, "where warm-up begins", least=0)
+    warmup_epochs: float = option(10, "epochs of linear warm-up", least=0)
+    clip_grad: float | None = option(10.0, "largest gradient norm (null: no clipping)", least=0)
+    label_smoothing: float = option(0.0, "of the cross entropy", least=0)
+
+
+@dataclass
+class TrainConfig:
+    epochs: int = option(300, "passes over the training split", least=1)
+    batch_size: int = option(32, "clouds a process and step", least=2)
+    accumulation: int = option(1, "batches an optimizer step", least=1)
+    seed: int = option(0, "of everything random in the run", least=0)
+    precision: str = option("fp32", "bf16 is 2 to 4 times faster where the processor has it", ("fp32", "bf16"))
+    device: str = option("auto", "auto takes a GPU where there is one", ("auto", "cpu", "cuda", "mps"))
+    num_workers: int = option(0, "loader processes; the data is in memory, so 0 is fastest", least=0)
+    select: str = option(
+        "val", "what chooses the best epoch; test only in recipes called official", ("val", "last", "test")
+    )
+
+
+@dataclass
+class EvalConfig:
+    split: str = option("test", "split that is scored", ("train", "val", "trainval", "test"))
+    batch_size: int = option(64, "clouds a batch", least=1)
+    vote: int = option(
+        0, "besides the single pass, the mean logits of this many augmented draws (official: 10)", least=0
+    )
+
+
+@dataclass
+class RunConfig:
+    dir: str | None = option(None, "the run's folder (default: runs/RECIPE)")
+    resume: bool = option(False, "go on from the run's last checkpoint")
+    overwrite: bool = option(False, "delete a run that is there already")
+
+
+@dataclass
+class Config:
+    recipe: str = option("shapes_classification", "name of the recipe (the file's)")
+    task: str = option("classification", "what is learned", ("classification",))
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    ewa: EwaConfig | None = field(default_factory=EwaConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+GROUPS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "ewa": EwaConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "run": RunConfig,
+}
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), base: Any = None) -> Config:
+    """A checked configuration: defaults, then ``base`` (a mapping), then the YAML file, then ``key=value`` overrides.
+
+    Raises:
+        Ewa3dError: no such file, bad YAML, an unknown key (named with the nearest right one), a value of the wrong type
+            or out of range.
+    """
+    config = OmegaConf.structured(Config)
+    layers: list[tuple[str, Any]] = [] if base is None else [("the run's own configuration", base)]
+    if path is not None:
+        path = Path(path)
+        try:
+            layers.append((str(path), OmegaConf.load(path)))
+        except FileNotFoundError:
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+            hint = f"did you mean {path.parent / near[0]}?" if near else "recipes are in configs/"
+            raise Ewa3dError(f"{path}: no such recipe: {hint}") from None
+        except Exception as error:  # PyYAML and OmegaConf raise many kinds, all of them about this file
+            raise Ewa3dError(f"{path} is no readable YAML: {_first_line(error)}") from error
+        if path.name != "config.yaml":  # a run's own file carries its recipe's name
+            config.recipe = path.stem
+    for item in overrides:
+        key, equals, _ = item.partition("=")
+        if not equals or not key:
+            raise Ewa3dError(f"{item!r} is no key=value: write for example train.epochs=10")
+        try:
+            layers.append((f"{item!r}", OmegaConf.from_dotlist([item])))
+        except Exception as error:
+            raise Ewa3dError(f"{item!r} cannot be read as YAML: {_first_line(error)}") from error
+    for where, layer in layers:
+        if not isinstance(layer, DictConfig) and not isinstance(layer, dict):
+            raise Ewa3dError(f"{where}: not a table of keys: write for example `train: {{epochs: 10}}`")
+        try:
+            config = cast(DictConfig, OmegaConf.merge(config, layer))
+        except OmegaConfBaseException as error:
+            raise Ewa3dError(_explain(where, error)) from None
+    checked = cast(Config, OmegaConf.to_object(config))
+    _check(checked)
+    return checked
+
+
+def to_yaml(config: Config) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def describe_keys() -> str:
+    """Every key with its default and meaning, for ``--help``."""
+    lines = ["recipe keys (key = default: meaning):"]
+    for group, cls in GROUPS.items():
+        lines.append("")
+        for f in fields(cls):
+            choices = f"; one of {', '.join(f.metadata['choices'])}" if f.metadata["choices"] else ""
+            default = (
+                "null" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
+            )
+            lines.append(f"  {group}.{f.name} = {default}: {f.metadata['help']}{choices}")
+    lines.append("  ewa = null trains the plain, dense model")
+    return "\n".join(lines)
+
+
+def _walk(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from _walk(value, f"{prefix}{f.name}.")
+        elif "help" in f.metadata:
+            yield f"{prefix}{f.name}", value, f.metadata
+
+
+def _check(config: Config) -> None:
+    for key, value, rules in _walk(config):
+        if value is None:
+            continue
+        choices, least = rules["choices"], rules["least"]
+        if choices and value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
+            raise Ewa3dError(f"{key}={value}: no such choice: {hint}")
+        if least is not None and not value >= least:  # NaN fails too
+            raise Ewa3dError(f"{key}={value}: must be {least} or more")
+    ewa = config.ewa
+    if ewa is not None and ewa.share_rate > (limit := (ewa.num_experts - 1) / ewa.num_experts):
+        raise Ewa3dError(f"ewa.share_rate={ewa.share_rate}: with {ewa.num_experts} experts it is at most {limit:.4g}")
+    if config.train.select == "test" and "official" not in config.recipe:
+        raise Ewa3dError(
+            "train.select=test: the test split chooses nothing unless the recipe is called official: take val or last"
+        )
+    if config.train.select == "val" and config.data.train_split == "trainval":
+        raise Ewa3dError("train.select=val with data.train_split=trainval would choose on training data: take last")
+    if config.train.select == "val" and config.data.name != "shapes" and config.data.val_fraction == 0:
+        raise Ewa3dError("train.select=val needs a validation split: set data.val_fraction above 0, or take last")
+
+
+def _explain(where: str, error: OmegaConfBaseException) -> str:
+    key = error.full_key or ""
+    kind = type(error).__name__
+    if kind in ("ConfigKeyError", "ConfigAttributeError"):
+        near = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.4)
+        return f"{where}: unknown key {key}" + (f": did you mean {near[0]}?" if near else ": see --help for all keys")
+    return f"{where}: {key + ': ' if key else ''}{_first_line(error)}"
+
+
+def _all_keys() -> list[str]:
+    return ["recipe", "task", *GROUPS, *(f"{group}.{f.name}" for group, cls in GROUPS.items() for f in fields(cls))]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,100 @@
+"""From a run's checkpoint to a plain model, with the proof that nothing was lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..ewa import expert_layers, merge, merge_report
+from ..files import write_atomically
+from ..models import PointTransformer, save_pretrained
+from .build import eval_loader, make_accelerator, open_split, restore_model
+from .checkpoint import find_checkpoint
+from .evaluate import predict_logits
+from .metrics import classification_scores
+from .run import load_run_config
+
+TOLERANCE = 1e-4  # of a logit, between the experts in eval mode and the merged model, in fp32
+
+
+class MergeError(RuntimeError):
+    """The merged model does not compute what the trained one does: a bug, or damaged weights."""
+
+
+def export_run(
+    folder: Path, checkpoint: str = "best", *, accelerator: Accelerator | None = None
+) -> tuple[PointTransformer, dict[str, Any]]:
+    """Merge a run's checkpoint and write ``export/``: ``model.safetensors``, ``config.json``, ``merge_report.json``.
+
+    The report has, for every expert layer, the experts' distances from their mean; the accuracy before and after the
+    merge on the split that chose the epoch (never the test split, unless that chose); and the largest difference
+    between logits of the trained model in eval mode and of the merged one, in fp32. A dense run is exported as it is.
+
+    Returns:
+        The plain model in eval mode, on the accelerator's device, and the report.
+
+    Raises:
+        MergeError: the logits differ by more than `TOLERANCE`; nothing is written then.
+        Ewa3dError: ``folder`` is no run, or has no such checkpoint.
+    """
+    config = load_run_config(folder)
+    accelerator = accelerator or make_accelerator(config.train)
+    trained = restore_model(folder, config, checkpoint).to(accelerator.device).eval()
+    has_experts = bool(expert_layers(trained))
+    plain = merge(trained).eval() if has_experts else trained
+
+    split = {"last": config.data.train_split}.get(config.train.select, config.train.select)
+    dataset = open_split(config.data, split)
+    loader = eval_loader(dataset, config, accelerator)
+    after, labels = predict_logits(plain, loader, accelerator, config, label="merged")
+    before = predict_logits(trained, loader, accelerator, config, label="experts")[0] if has_experts else after
+    report: dict[str, Any] = {
+        "checkpoint": _step_name(folder, checkpoint),
+        "split": split,
+        "before": classification_scores(before, labels),
+        "after": classification_scores(after, labels),
+        "max_logit_difference": float((before - after).abs().max()),
+        "layers": merge_report(trained),
+    }
+    if not report["max_logit_difference"] <= TOLERANCE:
+        raise MergeError(
+            f"{folder}: the merged model's logits differ by {report['max_logit_difference']:.3g} "
+            f"(at most {TOLERANCE:g} is rounding): nothing was exported"
+        )
+    if accelerator.is_main_process:
+        metadata = {
+            "task": config.task,
+            "class_names": dataset.class_names,
+            "data": {"name": config.data.name, "num_points": config.data.num_points},
+        }
+        export = save_pretrained(plain, folder / "export", metadata=metadata)
+        write_atomically(export / "merge_report.json", json.dumps(report, indent=2) + "\n")
+    return plain, report
+
+
+def describe_report(report: dict[str, Any]) -> list[str]:
+    """The merge report in lines for people."""
+    lines = [
+        f"{name}: {layer['num_experts']} experts, {min(layer['distances']):.3g} to {max(layer['distances']):.3g} "
+        f"from their mean ({100 * layer['relative']:.2g} % of its norm)"
+        for name, layer in report["layers"].items()
+    ]
+    if lines:
+        lines.append(f"logits before and after the merge differ by at most {report['max_logit_difference']:.1e}")
+    else:
+        lines.append("no experts: the model is plain already and is exported as it is")
+    for when in ("before", "after"):
+        scores = report[when]
+        lines.append(
+            f"accuracy {when} the merge ({report['split']} split): {scores['oa']:.2f} % overall, "
+            f"{scores['macc']:.2f} % class mean"
+        )
+    return lines
+
+
+def _step_name(folder: Path, checkpoint: str) -> str:
+    found = find_checkpoint(folder / "checkpoints", checkpoint)
+    return found.name if found else checkpoint

@@ -1,0 +1,32 @@
+"""The progress bar of all long work: rate and time left, on stderr, and only where a person is looking."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+
+def track(items: Iterable[T], label: str, total: int, *, unit: int = 1, enabled: bool = True) -> Iterator[T]:
+    """Yield ``items`` under a bar that vanishes when done. ``unit`` is how many clouds an item holds."""
+    if not enabled or not sys.stderr.isatty():
+        yield from items
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=total, rate="")
+        for item in items:
+            yield item
+            speed = progress.tasks[0].speed
+            progress.update(task, advance=1, rate=f"{speed * unit:.0f} clouds/s" if speed else "")

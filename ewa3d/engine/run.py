@@ -1,0 +1,138 @@
+"""A run's folder: its configuration, log, metrics and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import Ewa3dError
+from ..files import write_atomically
+from .config import Config, load_config, to_yaml
+
+# may differ between a run and its continuation
+_FREE = ("run.", "train.device", "train.num_workers", "eval.", "data.root")
+
+
+class Run:
+    """Opens ``runs/NAME`` for one training: ``config.yaml  log.txt  metrics.jsonl  tensorboard/  checkpoints/``.
+
+    Args:
+        config: the run's configuration; ``run.dir`` is filled in where it is not set.
+        main: whether this process writes; of several, one does.
+
+    Raises:
+        Ewa3dError: a run is there already (and neither resumed nor overwritten), or differs from the one to resume.
+    """
+
+    def __init__(self, config: Config, *, main: bool = True):
+        self.dir = Path(config.run.dir or Path("runs") / config.recipe)
+        config.run.dir = str(self.dir)
+        self.main = main
+        self.checkpoints = self.dir / "checkpoints"
+        self.metrics = self.dir / "metrics.jsonl"
+        if main:
+            self._prepare(config)
+        self._logger = logging.getLogger(f"ewa3d.run.{id(self)}")
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        self._writer: Any = None
+        if main:
+            from torch.utils.tensorboard import SummaryWriter
+
+            console, file = (
+                logging.StreamHandler(sys.stdout),
+                logging.FileHandler(self.dir / "log.txt", encoding="utf-8"),
+            )
+            file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            self._logger.handlers = [console, file]
+            self._writer = SummaryWriter(str(self.dir / "tensorboard"))
+        else:
+            self._logger.handlers = [logging.NullHandler()]
+
+    def _prepare(self, config: Config) -> None:
+        file = self.dir / "config.yaml"
+        if file.exists() and config.run.overwrite and not config.run.resume:
+            shutil.rmtree(self.dir)
+        if file.exists() and not config.run.resume:
+            raise Ewa3dError(
+                f"{self.dir} holds a run already: run.resume=true continues it, run.overwrite=true deletes it, "
+                "run.dir=… takes another folder"
+            )
+        if file.exists():
+            _check_same(load_config(file), config, self.dir)
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, to_yaml(config))
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        for handler in self._logger.handlers:
+            handler.close()
+
+    def log(self, message: str) -> None:
+        """A line for the person at the console and for ``log.txt``."""
+        self._logger.info(message)
+
+    def record(self, row: dict[str, Any]) -> None:
+        """A row for ``metrics.jsonl``; its numbers go to TensorBoard too."""
+        if not self.main:
+            return
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "time": round(time.time(), 1)}) + "\n")
+        for key, value in row.items():
+            if isinstance(value, float):
+                self._writer.add_scalar(key, value, row.get("step", 0))
+        self._writer.flush()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``."""
+        if not self.metrics.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows of steps after ``step``: a resumed run writes them again."""
+        if self.main:
+            kept = [json.dumps(row) + "\n" for row in self.rows() if row.get("step", 0) <= step and "split" not in row]
+            write_atomically(self.metrics, "".join(kept))
+
+
+def _check_same(old: Config, new: Config, folder: Path) -> None:
+    before, now = _flat(asdict(old)), _flat(asdict(new))
+    for key in before.keys() | now.keys():
+        if before.get(key) != now.get(key) and not key.startswith(_FREE):
+            raise Ewa3dError(
+                f"{folder} was run with {key}={before.get(key)}, not {now.get(key)}: "
+                f"resume it with `{folder}/config.yaml run.resume=true`, or take another run.dir"
+            )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def load_run_config(folder: Path) -> Config:
+    """The configuration of the run in ``folder``.
+
+    Raises:
+        Ewa3dError: no run is there.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise Ewa3dError(f"{folder} is no run: it has no config.yaml; give a folder that tools/train.py wrote")
+    return load_config(file)

@@ -1,0 +1,17 @@
+"""Point-cloud transformers by name, and their weights in and out."""
+
+from .backbone import PointTransformer
+from .classification import PointClassifier
+from .pretrained import LoadReport, from_pretrained, load_pretrained, save_pretrained
+from .registry import create_model, list_models
+
+__all__ = [
+    "LoadReport",
+    "PointClassifier",
+    "PointTransformer",
+    "create_model",
+    "from_pretrained",
+    "list_models",
+    "load_pretrained",
+    "save_pretrained",
+]

@@ -1,0 +1,96 @@
+"""Between our state dicts and those of the official Point-MAE and Point-BERT code, both ways, losslessly.
+
+The official modules and ours hold the same numbers under other names; their 1×1 convolutions hold them with a last
+dimension of 1. Facts: the public Point-MAE (commit 7445a68) and Point-BERT (ce5a6e1) sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+# (official prefix, our prefix); the first that matches counts
+_PREFIXES = (
+    ("encoder.first_conv.", "patch_embed.mlp1."),
+    ("encoder.second_conv.", "patch_embed.mlp2."),
+    ("reduce_dim.", "patch_embed.proj."),
+    ("blocks.blocks.", "blocks."),
+    ("cls_head_finetune.", "head."),
+)
+_SAME = ("cls_token", "cls_pos", "pos_embed.", "norm.")
+_CONVOLUTIONS = ("patch_embed.mlp1.", "patch_embed.mlp2.")
+
+# what precedes the encoder's keys in the files of pretrained models
+_PRETRAINING = ("MAE_encoder.", "transformer_q.")
+
+
+def our_key(key: str) -> str | None:
+    """Our name of an official key, or ``None`` where our models have nothing of the kind."""
+    for theirs, ours in _PREFIXES:
+        if key.startswith(theirs):
+            return ours + key[len(theirs) :]
+    return key if key.startswith(_SAME) else None
+
+
+def official_key(key: str) -> str | None:
+    """The official name of one of our keys, or ``None``."""
+    for theirs, ours in _PREFIXES:
+        if key.startswith(ours):
+            return theirs + key[len(ours) :]
+    return key if key.startswith(_SAME) else None
+
+
+def is_official(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the official names (wrapped or of a pretraining model, too)."""
+    return any("encoder.first_conv." in key for key in state)
+
+
+def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    """Official keys without ``module.`` and a pretrained encoder's prefix: ``{bare key: (key in the file, value)}``.
+
+    In a pretraining file only the encoder's keys (``MAE_encoder.…``, ``transformer_q.…``) lose their prefix, and
+    Point-BERT's ``transformer_q.cls_head`` keeps it: it is no part of the backbone.
+    """
+    stripped = {}
+    for original, value in state.items():
+        key = original.removeprefix("module.")
+        if not key.startswith("transformer_q.cls_head"):
+            for prefix in _PRETRAINING:
+                key = key.removeprefix(prefix)
+        stripped[key] = (original, value)
+    return stripped
+
+
+def from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Translate an official state dict to our names and shapes.
+
+    Returns:
+        Our state dict, and the keys (as the file has them) that have no counterpart in our models.
+    """
+    ours: dict[str, Tensor] = {}
+    left_over = []
+    for key, (original, value) in strip_wrappers(state).items():
+        name = our_key(key)
+        if name is None:
+            left_over.append(original)
+        else:
+            is_kernel = name.startswith(_CONVOLUTIONS) and value.ndim == 3 and value.shape[-1] == 1
+            ours[name] = value.squeeze(-1) if is_kernel else value
+    return ours, left_over
+
+
+def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate our state dict to the official names and shapes.
+
+    Raises:
+        ValueError: a key that the official models do not have (experts: merge them first).
+    """
+    theirs: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = official_key(key)
+        if name is None or ".experts." in key:
+            raise ValueError(f"{key} has no official counterpart" + (": merge the experts first" if name else ""))
+        is_kernel = key.startswith(_CONVOLUTIONS) and key.endswith("weight") and value.ndim == 2
+        theirs[name] = value.unsqueeze(-1) if is_kernel else value
+    return theirs

@@ -1,0 +1,196 @@
+"""Weights in and out: official files, our exports, bare state dicts."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ..errors import Ewa3dError
+from ..ewa import expert_layers
+from ..files import write_atomically
+from .backbone import PointTransformer
+from .official import from_official, is_official, to_official
+from .registry import create_model
+
+_CONTAINERS = ("base_model", "model", "model_state_dict", "state_dict")
+
+
+@dataclass
+class LoadReport:
+    """What `load_pretrained` did, key by key; ``str(report)`` is the summary for a person.
+
+    ``missing`` are the model's keys that the file lacks (they keep their initial values), ``unexpected`` the file's
+    keys, as it spells them, that the model lacks, ``mismatched`` the keys whose shapes differ: ``(key, file, model)``.
+    """
+
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"matched {len(self.matched)} keys"]
+        for name in ("missing", "unexpected"):
+            keys = getattr(self, name)
+            if keys:
+                lines.append(f"{name} {len(keys)}: {_shorten(keys)}")
+        for key, theirs, ours in self.mismatched:
+            lines.append(f"shape of {key}: {theirs} in the file, {ours} in the model; left at its initial value")
+        return "\n".join(lines)
+
+
+def load_pretrained(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = False) -> LoadReport:
+    """Load weights into ``model``, in place.
+
+    Args:
+        model: a plain model (load first, upcycle after).
+        path: an official Point-MAE or Point-BERT file (classifier or pretraining), a bare ``.pth`` state dict, a
+            ``.safetensors`` file, or a folder that `save_pretrained` wrote.
+        strict: raise unless every key matches.
+
+    Returns:
+        A `LoadReport`. Keys that are missing or differ in shape (a head for other classes) keep their initial values.
+
+    Raises:
+        Ewa3dError: the file is absent, unreadable, holds more than tensors and plain values, or none of its keys
+            matches; with ``strict``, any difference.
+    """
+    state, left_over = read_weights(path)
+    own = model.state_dict()
+    report = LoadReport(unexpected=left_over)
+    for key, value in state.items():
+        if key not in own:
+            report.unexpected.append(key)
+        elif value.shape != own[key].shape:
+            report.mismatched.append((key, tuple(value.shape), tuple(own[key].shape)))
+        else:
+            report.matched.append(key)
+    report.missing = [key for key in own if key not in state]
+    if not report.matched:
+        raise Ewa3dError(f"{path}: none of its {len(state) + len(left_over)} keys fits {type(model).__name__}")
+    if strict and (report.missing or report.unexpected or report.mismatched):
+        raise Ewa3dError(f"{path} does not fit {type(model).__name__} exactly: " + "; ".join(str(report).split("\n")))
+    model.load_state_dict({key: state[key] for key in report.matched}, strict=False)
+    return report
+
+
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict in a file or export folder under our names, and the official keys that have no name of ours."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise Ewa3dError(f"{path}: no such weights file")
+    if path.suffix == ".safetensors":
+        try:
+            state: Any = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise Ewa3dError(f"{path} is no readable safetensors file ({error}): get it again") from error
+    else:
+        state = _load_pth(path)
+        for container in _CONTAINERS:
+            if isinstance(state.get(container), Mapping):
+                state = state[container]
+                break
+        state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if is_official(state):
+        return from_official(state)
+    return {key.removeprefix("module."): value for key, value in state.items()}, []
+
+
+def save_pretrained(
+    model: PointTransformer,
+    path: str | os.PathLike[str],
+    format: str = "ewa3d",
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a plain model.
+
+    Args:
+        model: from `create_model` or `merge`.
+        path: a folder for ``ewa3d``; a file for ``official`` (``.pth`` is added where it has no suffix).
+        format: ``ewa3d`` (``model.safetensors`` and ``config.json``, which `from_pretrained` reads) or ``official``
+            (the ``.pth`` that the Point-MAE or Point-BERT code loads).
+        metadata: more for ``config.json`` (a run adds ``class_names`` and ``data``); `from_pretrained` gives it back as
+            the model's ``metadata``.
+
+    Returns:
+        The folder or file written.
+
+    Raises:
+        ValueError: the model still has experts, an unknown format, a model that has no official counterpart.
+    """
+    if layers := expert_layers(model):
+        raise ValueError(f"{next(iter(layers))} is an expert layer: save ewa3d.merge(model) instead")
+    path = Path(path)
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if format == "ewa3d":
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / "model.safetensors", save(state, metadata={"format": "pt"}))
+        config = {"model": model.config, **(model.metadata if metadata is None else metadata)}
+        write_atomically(path / "config.json", json.dumps(config, indent=2) + "\n")
+        return path
+    if format == "official":
+        path = path if path.suffix else path.with_suffix(".pth")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        torch.save({"base_model": to_official(state), "epoch": 0, "metrics": {}, "best_metrics": {}}, content)
+        write_atomically(path, content.getvalue())
+        return path
+    raise ValueError(f"unknown format {format!r}: choose ewa3d or official")
+
+
+def from_pretrained(path: str | os.PathLike[str]) -> PointTransformer:
+    """The model in a folder that `save_pretrained` (or a run's ``export/``) wrote, in eval mode.
+
+    Raises:
+        Ewa3dError: no such folder, or its files are not those of an export.
+    """
+    folder = Path(path)
+    file = folder / "config.json"
+    try:
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        model = create_model(**metadata.pop("model"))
+    except FileNotFoundError:
+        raise Ewa3dError(f"{folder} is no export: it has no config.json; a run's is in its export/ folder") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Ewa3dError(f"{file} does not describe a model ({error}): export it again") from error
+    model.metadata = metadata
+    load_pretrained(model, folder, strict=True)
+    return model.eval()
+
+
+def _load_pth(path: Path) -> Mapping[str, Any]:
+    # official files hold their scores as NumPy scalars; nothing but these and tensors is let in
+    dtypes = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # before and since NumPy 2
+    scalars: list[Any] = [np.dtype, *dtypes, *((scalar, name) for name in names)]
+    try:
+        with torch.serialization.safe_globals(scalars):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise Ewa3dError(f"{path} holds more than weights and is not opened, for safety ({reason})") from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise Ewa3dError(f"{path} is no readable PyTorch file ({str(error).splitlines()[0]}): get it again") from error
+    if not isinstance(state, Mapping):
+        raise Ewa3dError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return state
+
+
+def _shorten(keys: list[str], most: int = 4) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -1,0 +1,77 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+from .backbone import PointTransformer
+from .classification import PointClassifier
+
+FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
+    "point_mae": {"classification": {"head_norm": True}},
+    "point_bert": {"classification": {"head_norm": False, "encoder_dim": 256}},
+}
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},  # the official models
+    "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+}
+TASKS: dict[str, type[PointTransformer]] = {"classification": PointClassifier}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` knows, those matching a shell-style ``pattern``."""
+    return fnmatch.filter([f"{family}_{size}" for family in FAMILIES for size in SIZES], pattern)
+
+
+def create_model(
+    name: str,
+    task: str = "classification",
+    *,
+    num_classes: int = 40,
+    pretrained: str | Path | None = None,
+    **overrides: Any,
+) -> PointTransformer:
+    """Build a model.
+
+    Args:
+        name: one of `list_models`, e.g. ``point_mae_small``.
+        task: ``classification``.
+        num_classes: size of the logits.
+        pretrained: weights to start from: see `ewa3d.load_pretrained`.
+        overrides: any of ``embed_dim``, ``depth``, ``num_heads``, ``num_groups`` (64), ``group_size`` (32),
+            ``drop_path_rate`` (0.1), ``fps_min_norm`` (``None``; ``1e-3**0.5`` is the official rule).
+
+    Returns:
+        The model. Its ``config`` attribute is the call that makes it again: ``create_model(**model.config)``.
+
+    Raises:
+        ValueError: an unknown name, task or override; ``embed_dim`` that ``num_heads`` does not divide.
+
+    Example:
+        >>> model = create_model("point_mae_small", num_classes=15, num_groups=128)
+    """
+    if name not in list_models():
+        near = difflib.get_close_matches(name, list_models(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(list_models())}"
+        raise ValueError(f"unknown model {name!r}: {hint}")
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    known = {"embed_dim", "depth", "num_heads", "num_groups", "group_size", "drop_path_rate", "fps_min_norm"}
+    if unknown := sorted(set(overrides) - known):
+        raise ValueError(f"unknown model option {unknown[0]!r}: choose from {', '.join(sorted(known))}")
+    family, size = name.rsplit("_", 1)
+    arguments = FAMILIES[family][task] | SIZES[size] | overrides
+    if arguments["embed_dim"] % arguments["num_heads"]:
+        raise ValueError(f"embed_dim {arguments['embed_dim']} is no multiple of num_heads {arguments['num_heads']}")
+    build: Any = TASKS[task]
+    model: PointTransformer = build(num_classes=num_classes, **arguments)
+    model.config = {"name": name, "task": task, "num_classes": num_classes, **overrides}
+    if pretrained is not None:
+        from .pretrained import load_pretrained
+
+        load_pretrained(model, pretrained)
+    return model

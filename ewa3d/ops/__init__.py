@@ -1,0 +1,6 @@
+"""Geometry on batched tensors, in pure PyTorch: float32 inside, whatever the autocast."""
+
+from .neighbors import gather_points, group, knn
+from .sampling import farthest_point_sample
+
+__all__ = ["farthest_point_sample", "gather_points", "group", "knn"]

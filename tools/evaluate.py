@@ -1,0 +1,32 @@
+"""Score a run's exported model (or any export folder) on a split of its dataset."""
+
+import json
+from pathlib import Path
+
+from ewa3d.engine.cli import make_parser, run_command
+
+EXAMPLES = """examples:
+  python tools/evaluate.py runs/modelnet40_cpu                     the test split, single pass
+  python tools/evaluate.py runs/modelnet40_cpu eval.vote=10        and the ten-fold vote, as a score of its own
+  python tools/evaluate.py runs/modelnet40_cpu eval.split=val
+  python tools/evaluate.py my/export data.root=/data               an export folder copied from elsewhere
+
+A run is scored with its own configuration, in fp32; key=value overrides it (see tools/train.py --help for all keys).
+"""
+
+
+def main() -> None:
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument("source", type=Path, metavar="RUN_OR_EXPORT", help="folder of a run, or of an exported model")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. eval.split=val")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    args = parser.parse_intermixed_args()
+
+    from ewa3d.engine.evaluate import evaluate_folder
+
+    scores, lines = evaluate_folder(args.source, args.overrides)
+    print(json.dumps(scores) if args.json else "\n".join(lines))
+
+
+if __name__ == "__main__":
+    run_command(main)

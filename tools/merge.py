@@ -1,0 +1,39 @@
+"""Merge a run's experts into a plain model: write RUN/export and prove that it computes the same."""
+
+import sys
+from pathlib import Path
+
+from ewa3d.engine.cli import make_parser, run_command
+
+EXAMPLES = """examples:
+  python tools/merge.py runs/modelnet40_cpu                          the best epoch
+  python tools/merge.py runs/modelnet40_cpu --checkpoint last        the last one
+  python tools/merge.py runs/modelnet40_cpu --official model.pth     also as a file for the official code
+
+Exits with 1, and writes nothing, where the merged model's logits differ from the trained model's.
+"""
+
+
+def main() -> None:
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--checkpoint", default="best", choices=["best", "last"], help="which epoch (default: best)")
+    parser.add_argument("--official", type=Path, metavar="FILE", help="also write the official .pth layout")
+    args = parser.parse_args()
+
+    from ewa3d import save_pretrained
+    from ewa3d.engine.export import MergeError, describe_report, export_run
+
+    try:
+        model, report = export_run(args.run, args.checkpoint)
+    except MergeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print("\n".join(describe_report(report)))
+    print(f"plain model: {args.run / 'export'}")
+    if args.official:
+        print(f"official layout: {save_pretrained(model, args.official, format='official')}")
+
+
+if __name__ == "__main__":
+    run_command(main)
