@@ -11,7 +11,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, first_line
 from ..ewa.averaging import SCHEDULES
 from ..models import list_models
 
@@ -138,7 +138,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
             hint = f"did you mean {path.parent / near[0]}?" if near else "recipes are in configs/"
             raise Ewa3dError(f"{path}: no such recipe: {hint}") from None
         except Exception as error:  # PyYAML and OmegaConf raise many kinds, all of them about this file
-            raise Ewa3dError(f"{path} is no readable YAML: {_first_line(error)}") from error
+            raise Ewa3dError(f"{path} is no readable YAML: {first_line(error)}") from error
         if path.name != "config.yaml":  # a run's own file carries its recipe's name
             config.recipe = path.stem
     for item in overrides:
@@ -148,7 +148,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
         try:
             layers.append((f"{item!r}", OmegaConf.from_dotlist([item])))
         except Exception as error:
-            raise Ewa3dError(f"{item!r} cannot be read as YAML: {_first_line(error)}") from error
+            raise Ewa3dError(f"{item!r} cannot be read as YAML: {first_line(error)}") from error
     for where, layer in layers:
         if not isinstance(layer, DictConfig) and not isinstance(layer, dict):
             raise Ewa3dError(f"{where}: not a table of keys: write for example `train: {{epochs: 10}}`")
@@ -219,12 +219,8 @@ def _explain(where: str, error: OmegaConfBaseException) -> str:
     if kind in ("ConfigKeyError", "ConfigAttributeError"):
         near = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.4)
         return f"{where}: unknown key {key}" + (f": did you mean {near[0]}?" if near else ": see --help for all keys")
-    return f"{where}: {key + ': ' if key else ''}{_first_line(error)}"
+    return f"{where}: {key + ': ' if key else ''}{first_line(error)}"
 
 
 def _all_keys() -> list[str]:
     return ["recipe", "task", *GROUPS, *(f"{group}.{f.name}" for group, cls in GROUPS.items() for f in fields(cls))]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -49,7 +48,7 @@ class PointTransformer(nn.Module):
         self.pos_embed = position_embed(embed_dim)
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, drop_path=rate, norm_layer=nn.LayerNorm)
-            for rate in torch.linspace(0, drop_path_rate, depth).tolist()
+            for rate in (drop_path_rate * i / max(depth - 1, 1) for i in range(depth))
         )
         self.norm = nn.LayerNorm(embed_dim)
 

@@ -47,7 +47,7 @@ class PointClassifier(PointTransformer):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of `forward_features`' tokens; with ``pre_logits`` the pooled features ``(B, 2C)`` instead."""
-        pooled = torch.cat([features[:, 0], features[:, 1:].amax(dim=1)], dim=-1)
+        pooled = torch.cat([features[:, 0], features[:, 1:].max(dim=1).values], dim=-1)
         return pooled if pre_logits else self.head(pooled)
 
     def reset_classifier(self, num_classes: int) -> None:

@@ -62,14 +62,14 @@ class PointPatchEmbed(nn.Module):
         """Tokens ``(B, G, embed_dim)`` of groups ``(B, G, K, 3)``."""
         batch, num_groups, size, _ = groups.shape
         local = self.mlp1(groups.reshape(-1, 3))
-        shared = local.view(-1, size, 256).amax(dim=1)
+        shared = local.view(-1, size, 256).max(dim=1).values
         # linear(cat(shared, local)) in two products: the shared half once a group, not once a point
         first = cast(nn.Linear, self.mlp2[0])
         weight, bias = first.weight, first.bias
         hidden = F.linear(local, weight[:, 256:]).view(-1, size, 512)
         hidden = hidden + F.linear(shared, weight[:, :256], bias).unsqueeze(1)
         tokens = self.mlp2[1:](hidden.view(-1, 512))
-        tokens = tokens.view(batch, num_groups, size, -1).amax(dim=2)
+        tokens = tokens.view(batch, num_groups, size, -1).max(dim=2).values
         return self.proj(tokens)
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, first_line
 from ..ewa import expert_layers
 from ..files import write_atomically
 from .backbone import PointTransformer
@@ -69,7 +69,7 @@ def load_pretrained(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     """
     state, left_over = read_weights(path)
     own = model.state_dict()
-    report = LoadReport(unexpected=left_over)
+    report = LoadReport(unexpected=list(left_over))
     for key, value in state.items():
         if key not in own:
             report.unexpected.append(key)
@@ -183,10 +183,11 @@ def _load_pth(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(scalars):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise Ewa3dError(f"{path} holds more than weights and is not opened, for safety ({reason})") from error
+        raise Ewa3dError(
+            f"{path} is no weights file, or holds more than weights and is not opened, for safety ({first_line(error)})"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise Ewa3dError(f"{path} is no readable PyTorch file ({str(error).splitlines()[0]}): get it again") from error
+        raise Ewa3dError(f"{path} is no readable PyTorch file ({first_line(error)}): get it again") from error
     if not isinstance(state, Mapping):
         raise Ewa3dError(f"{path} holds a {type(state).__name__}, not a state dict")
     return state

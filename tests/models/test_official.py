@@ -1,0 +1,122 @@
+"""Parity with the official models, and their files in and out."""
+
+import numpy as np
+import pytest
+import torch
+
+import ewa3d
+from ewa3d.models.official import from_official, to_official
+from ewa3d.ops import farthest_point_sample
+
+OFFICIAL_NORM = 1e-3**0.5
+
+
+def write_official(path, state, container="base_model"):
+    """A file as the official code writes it, its score a NumPy scalar."""
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    torch.save({container: wrapped, "epoch": 300, "metrics": {"acc": np.float64(92.9)}, "best_metrics": {}}, path)
+    return path
+
+
+@pytest.mark.parametrize("family", ["point_mae", "point_bert"])
+def test_logits_are_those_of_the_official_model(official, family):
+    fixture = official(f"{family}_cls")
+    model = ewa3d.create_model(f"{family}_small", num_classes=40, fps_min_norm=OFFICIAL_NORM)
+    assert sum(p.numel() for p in model.parameters()) == fixture.parameters
+    ours, left_over = from_official(fixture.state)
+    assert left_over == []
+    model.load_state_dict(ours, strict=True)
+    with torch.inference_mode():
+        logits = model.eval()(torch.from_numpy(fixture.arrays["points"]))
+    torch.testing.assert_close(logits, torch.from_numpy(fixture.arrays["logits"]), rtol=0, atol=1e-4)
+
+
+def test_centers_are_those_of_the_official_operator(official):
+    arrays = official("point_mae_cls").arrays
+    picks = farthest_point_sample(torch.from_numpy(arrays["points"]), 64, min_norm=OFFICIAL_NORM)
+    assert np.array_equal(picks.numpy(), arrays["fps_index"])
+    plain = farthest_point_sample(torch.from_numpy(arrays["points"]), 64)
+    assert not torch.equal(plain, picks), "these clouds have points near the origin on purpose"
+
+
+@pytest.mark.parametrize("family", ["point_mae", "point_bert"])
+def test_translation_there_and_back_is_the_identity(official, family):
+    state = official(f"{family}_cls").state
+    ours, _ = from_official(state)
+    back = to_official(ours)
+    assert list(back) == list(state)
+    assert all(torch.equal(back[key], state[key]) for key in state)
+    model = ewa3d.create_model(f"{family}_small")
+    model.load_state_dict(ours)
+    exported = to_official(model.state_dict())
+    assert set(exported) == set(state)
+    assert all(torch.equal(exported[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("family", ["point_mae", "point_bert"])
+def test_an_official_classifier_file_matches_every_key(official, tmp_path, family):
+    fixture = official(f"{family}_cls")
+    model = ewa3d.create_model(f"{family}_small")
+    report = ewa3d.load_pretrained(model, write_official(tmp_path / "cls.pth", fixture.state), strict=True)
+    assert len(report.matched) == len(fixture.manifest)
+    assert report.missing == report.unexpected == report.mismatched == []
+
+
+def test_a_pretraining_file_fills_the_classifier_s_backbone(official, tmp_path):
+    """As the official transfer does: 156 keys match, head and class tokens are missing, the decoder is left over."""
+    fixture = official("point_mae_pretrain")
+    model = ewa3d.create_model("point_mae_small")
+    report = ewa3d.load_pretrained(model, write_official(tmp_path / "pretrain.pth", fixture.state))
+    assert len(report.matched) == 156
+    assert {key.split(".")[0] for key in report.missing} == {"head", "cls_token", "cls_pos"}
+    assert len(report.missing) == 18
+    parts = {key.removeprefix("module.").split(".")[0] for key in report.unexpected}
+    assert parts == {"MAE_decoder", "decoder_pos_embed", "increase_dim", "mask_token"}
+    assert len(report.unexpected) == len(fixture.manifest) - 156
+    assert report.mismatched == []
+    torch.testing.assert_close(model.norm.weight.data, fixture.state["MAE_encoder.norm.weight"])
+
+
+def test_a_point_bert_pretraining_file_fills_the_backbone(official, tmp_path):
+    fixture = official("point_bert_cls")
+    state = {f"transformer_q.{k}": v for k, v in fixture.state.items() if not k.startswith("cls_head_finetune")}
+    state["transformer_q.mask_token"] = torch.zeros(1, 1, 384)
+    state["transformer_q.cls_head.0.weight"] = torch.zeros(384, 768)
+    state["transformer_q.lm_head.weight"] = torch.zeros(8192, 384)
+    model = ewa3d.create_model("point_bert_small")
+    report = ewa3d.load_pretrained(model, write_official(tmp_path / "bert.pth", state))
+    assert len(report.matched) == 160
+    assert {key.split(".")[0] for key in report.missing} == {"head"}
+    assert sorted(key.removeprefix("module.transformer_q.") for key in report.unexpected) == [
+        "cls_head.0.weight",
+        "lm_head.weight",
+        "mask_token",
+    ]
+
+
+def test_a_head_for_other_classes_is_reported_and_left(official, tmp_path):
+    fixture = official("point_mae_cls")
+    model = ewa3d.create_model("point_mae_small", num_classes=15)
+    before = model.head[8].weight.clone()
+    report = ewa3d.load_pretrained(model, write_official(tmp_path / "cls.pth", fixture.state))
+    assert [key for key, _, _ in report.mismatched] == ["head.8.weight", "head.8.bias"]
+    assert report.mismatched[0][1:] == ((40, 256), (15, 256))
+    assert torch.equal(model.head[8].weight, before)
+    assert "shape of head.8.weight: (40, 256) in the file, (15, 256) in the model" in str(report)
+
+
+def test_upcycled_merged_and_written_back_is_the_official_layout(official, tmp_path):
+    fixture = official("point_mae_cls")
+    model = ewa3d.create_model("point_mae_small")
+    ewa3d.load_pretrained(model, write_official(tmp_path / "in.pth", fixture.state), strict=True)
+    dense = ewa3d.merge(ewa3d.upcycle(model, 4))
+    written = ewa3d.save_pretrained(dense, tmp_path / "out.pth", format="official")
+    state = torch.load(written, weights_only=True)["base_model"]
+    assert {key: [list(v.shape), str(v.dtype).removeprefix("torch.")] for key, v in state.items()} == fixture.manifest
+    assert all(torch.equal(state[key], fixture.state[key]) for key in state)
+
+
+def test_experts_have_no_official_layout():
+    model = ewa3d.upcycle(ewa3d.create_model("point_mae_tiny", embed_dim=24, depth=2, num_heads=2))
+    with pytest.raises(ValueError, match="merge the experts first"):
+        to_official(model.state_dict())
