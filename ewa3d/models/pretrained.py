@@ -186,7 +186,7 @@ def _load_pth(path: Path) -> Mapping[str, Any]:
         raise Ewa3dError(
             f"{path} is no weights file, or holds more than weights and is not opened, for safety ({first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # on bytes that are no such file, the reader raises whatever it stumbles over
         raise Ewa3dError(f"{path} is no readable PyTorch file ({first_line(error)}): get it again") from error
     if not isinstance(state, Mapping):
         raise Ewa3dError(f"{path} holds a {type(state).__name__}, not a state dict")

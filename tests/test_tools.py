@@ -1,0 +1,85 @@
+"""The command lines, as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = [
+    "model.name=point_mae_tiny",
+    "model.embed_dim=24",
+    "model.depth=2",
+    "model.num_heads=2",
+    "model.num_groups=8",
+    "model.group_size=4",
+    "data.num_points=64",
+    "data.per_class=4",
+    "train.epochs=2",
+    "train.batch_size=16",
+]
+
+
+def run(tool: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "120"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_train_evaluate_merge(tmp_path):
+    """From another folder, with no recipe named: the built-in shapes."""
+    trained = run("train", "run.dir=here", *TINY, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "test split, single: overall accuracy" in trained.stdout
+
+    evaluated = run("evaluate", "here", "eval.vote=2", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    score = next(line for line in trained.stdout.splitlines() if line.startswith("test split, single"))
+    assert score in evaluated.stdout and "test split, vote2" in evaluated.stdout
+
+    merged = run("merge", "here", "--official", "model.pth", cwd=tmp_path)
+    assert merged.returncode == 0, merged.stderr
+    before, after = (line.split(": ")[1] for line in merged.stdout.splitlines() if line.startswith("accuracy"))
+    assert before == after
+    assert (tmp_path / "model.pth").is_file() and "here/export" in merged.stdout
+
+
+@pytest.mark.parametrize("tool", ["train", "evaluate", "merge"])
+def test_help_teaches(tool):
+    result = run(tool, "--help")
+    assert result.returncode == 0
+    assert "examples:" in result.stdout and f"python tools/{tool}.py" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("train", ["train.epoch=3"], "unknown key train.epoch: did you mean train.epochs?"),
+        ("train", ["configs/modelnet40_scratch.yml"], "did you mean"),
+        ("train", ["configs/modelnet40_scratch.yaml", "data.root=/nowhere"], "/nowhere"),
+        ("train", [*TINY, "model.pretrained=absent.pth", "run.dir={tmp}/run"], "absent.pth: no such weights file"),
+        ("evaluate", ["nowhere"], "nowhere is no run"),
+        ("merge", ["nowhere"], "nowhere is no run"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tool, arguments, message, tmp_path):
+    result = run(tool, *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments))
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ") and message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_datasets_folder_is_not_taken_for_a_library():
+    """Hugging Face's `datasets` is what accelerate, timm and others look for under that name."""
+    code = (
+        "import os, sys, ewa3d.engine.train, timm.data, accelerate, torch.utils.tensorboard\n"
+        "from accelerate.utils import is_datasets_available\n"
+        "taken = getattr(sys.modules.get('datasets'), '__path__', [])\n"
+        "ours = any('prepare_modelnet40.py' in os.listdir(path) for path in taken)\n"
+        "sys.exit(ours or is_datasets_available())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert not (ROOT / "datasets" / "__init__.py").exists()
