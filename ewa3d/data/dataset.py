@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from ..ops import farthest_point_sample, gather_points
+from ..progress import track
 
 
 class PointClouds(Dataset):
@@ -58,6 +62,25 @@ class PointClouds(Dataset):
     def source(self, index: int) -> str:
         """The file and row that cloud ``index`` (the ``index`` of a batch) came from."""
         return self.sources[index]
+
+    def farthest_first(self, count: int) -> PointClouds:
+        """This dataset with each cloud cut to its ``count`` farthest points, in the order in which they are sampled.
+
+        Farthest point sampling from a fixed start draws the same points every time, and a shorter sample is the
+        beginning of a longer one: done once here, it serves every epoch of training and every evaluation after.
+        Clouds of no more than ``count`` points keep them all.
+        """
+        count = min(count, self.points.shape[1])
+        chunks = self.points.split(64)
+        orders = track(chunks, "farthest points", len(chunks), unit=64)
+        index = torch.cat([farthest_point_sample(points, count) for points in orders])
+        ordered = copy(self)
+        ordered.points = gather_points(self.points, index)
+        if self.normals is not None:
+            ordered.normals = gather_points(self.normals, index)
+        if self.parts is not None:
+            ordered.parts = self.parts.gather(1, index)
+        return ordered
 
     def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
         """The clouds ``index`` as one batch."""

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,10 +18,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import Ewa3dError
+from ..progress import track
 from .roots import cache_root
 
 _CACHE_FORMAT = 1  # raise it when the content of a cache file changes: older ones are then written anew
@@ -131,35 +130,19 @@ def _write_cache(path: Path, fingerprint: str, clouds: Flat) -> None:
 
 
 def _parse_all(paths: Sequence[Path], name: str) -> list[NDArray[np.float32]]:
-    """Parse all files on all cores, with a progress bar on stderr."""
+    """Parse all files on all cores, under a progress bar."""
+    label = f"parsing {name} (once)"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = min(cores, len(paths) // _FILES_A_TASK)
     if workers < 2:
-        return _collect(map(parse_text_cloud, paths), len(paths), name)
+        return list(track(map(parse_text_cloud, paths), label, len(paths)))
     # On Linux by fork, as torch's loaders do: the workers need nothing but NumPy, and a user's script needs no
     # `if __name__ == "__main__"`. They start with map, before the progress bar starts a thread.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     with ProcessPoolExecutor(workers, mp_context=context) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on fork beside threads
-        return _collect(pool.map(parse_text_cloud, paths, chunksize=_FILES_A_TASK), len(paths), name)
-
-
-def _collect(clouds: Iterable[NDArray[np.float32]], total: int, name: str) -> list[NDArray[np.float32]]:
-    columns = (
-        TextColumn("parsing {task.description} (once)"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    out: list[NDArray[np.float32]] = []
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=total, rate="")
-        for cloud in clouds:
-            out.append(cloud)
-            speed = progress.tasks[0].speed
-            progress.update(task, advance=1, rate=f"{speed:.0f} files/s" if speed else "")
-    return out
+        parsed = pool.map(parse_text_cloud, paths, chunksize=_FILES_A_TASK)
+        return list(track(parsed, label, len(paths)))
 
 
 def parse_text_cloud(path: Path) -> NDArray[np.float32]:

@@ -6,41 +6,35 @@ Random draws come from PyTorch's global generator of that device, which training
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..ops import farthest_point_sample, gather_points
-
-Transform = Callable[[Tensor], Tensor]
-
-# the official recipe draws 1024 of 1200 (2048 of 2400, 4096 of 4800) farthest points: COMPAT's 1200/1024
-_OVERSAMPLING = 1200 / 1024
+from ..ops import gather_points
 
 
-def sample_farthest(points: Tensor, num_points: int) -> Tensor:
-    """``num_points`` of each cloud by farthest point sampling: what the official evaluation takes. Deterministic.
+def oversampled(num_points: int) -> int:
+    """How many farthest points the official recipe draws ``num_points`` from: 1200 for 1024, 2400 for 2048."""
+    return round(num_points * 1200 / 1024)
+
+
+def sample_first(points: Tensor, num_points: int) -> Tensor:
+    """The first ``num_points`` of each cloud: its farthest ones where it is stored farthest first. Deterministic.
 
     Args:
-        points: ``(B, P, 3)``.
+        points: ``(B, P, 3)``, from a dataset in `farthest_first` order.
         num_points: how many; with fewer stored, points repeat (one warning).
 
     Returns:
-        ``(B, num_points, 3)``. Clouds that have exactly ``num_points`` come back as they are.
+        ``(B, num_points, 3)``.
     """
-    if points.shape[1] == num_points:
-        return points
-    if points.shape[1] < num_points:
-        return _repeat(points, num_points)
-    return gather_points(points, farthest_point_sample(points, num_points))
+    return points[:, :num_points] if points.shape[1] >= num_points else _repeat(points, num_points)
 
 
-def sample_training(points: Tensor, num_points: int) -> Tensor:
-    """The official training draw: farthest point sampling to 1200 points a 1024, then ``num_points`` of them at random.
+def sample_random(points: Tensor, num_points: int) -> Tensor:
+    """``num_points`` of each cloud, uniformly without replacement, in random order: the official training draw.
 
-    Where a cloud stores no more than that oversample, the farthest-point step is left out, and for clouds of exactly
-    ``num_points`` the draw is a permutation.
+    For clouds of exactly ``num_points`` it is a mere permutation.
 
     Args:
         points: ``(B, P, 3)``.
@@ -49,14 +43,6 @@ def sample_training(points: Tensor, num_points: int) -> Tensor:
     Returns:
         ``(B, num_points, 3)``.
     """
-    oversample = round(num_points * _OVERSAMPLING)
-    if points.shape[1] > oversample:
-        points = sample_farthest(points, oversample)
-    return sample_random(points, num_points)
-
-
-def sample_random(points: Tensor, num_points: int) -> Tensor:
-    """``num_points`` of each cloud, uniformly without replacement, in random order. ``(B, P, 3)`` in and out."""
     batch, count, _ = points.shape
     if count < num_points:
         return _repeat(points, num_points)

@@ -12,6 +12,7 @@ from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
 from ..data import PointClouds, create_dataset
+from ..data.transforms import oversampled
 from ..errors import Ewa3dError
 from ..ewa import expert_layers, upcycle
 from ..models import PointTransformer, create_model, load_pretrained
@@ -34,8 +35,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def open_split(config: DataConfig, split: str) -> PointClouds:
-    """A split of the configured dataset."""
-    return create_dataset(
+    """A split of the configured dataset, reduced to the farthest points that training and evaluation draw from."""
+    dataset = create_dataset(
         config.name,
         split,
         root=config.root,
@@ -43,6 +44,9 @@ def open_split(config: DataConfig, split: str) -> PointClouds:
         val_fraction=config.val_fraction,
         per_class=config.per_class,
     )
+    if dataset.points.shape[1] <= config.num_points:
+        return dataset
+    return dataset.farthest_first(oversampled(config.num_points))
 
 
 def train_loader(dataset: PointClouds, config: TrainConfig) -> DataLoader:

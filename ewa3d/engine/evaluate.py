@@ -11,21 +11,21 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.transforms import sample_farthest, sample_training, scale_and_shift
+from ..data.transforms import sample_first, sample_random, scale_and_shift
 from ..errors import Ewa3dError
 from ..ewa import expert_layers, merge
 from ..models import PointTransformer, from_pretrained
+from ..progress import track
 from .build import eval_loader, make_accelerator, open_split, restore_model
 from .config import Config, load_config
 from .metrics import classification_scores
-from .progress import track
 from .run import load_run_config
 
 Draw = Callable[[Tensor, int], Tensor]
 
 
 def _vote_draw(points: Tensor, num_points: int) -> Tensor:
-    return scale_and_shift(sample_training(points, num_points))
+    return scale_and_shift(sample_random(points, num_points))
 
 
 @torch.inference_mode()
@@ -36,7 +36,7 @@ def predict_logits(
     config: Config,
     precision: str = "fp32",
     *,
-    draw: Draw = sample_farthest,
+    draw: Draw = sample_first,
     label: str = "evaluating",
 ) -> tuple[Tensor, Tensor]:
     """Logits ``(n, classes)`` and labels ``(n,)`` of a whole dataset, on the CPU, in its order.

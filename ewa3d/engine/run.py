@@ -58,14 +58,14 @@ class Run:
 
     def _prepare(self, config: Config) -> None:
         file = self.dir / "config.yaml"
-        if file.exists() and config.run.overwrite and not config.run.resume:
+        if file.exists() and config.run.overwrite and not config.run.resume:  # never a folder that is no run
             shutil.rmtree(self.dir)
-        if file.exists() and not config.run.resume:
+        if (self.checkpoints / "last").exists() and not config.run.resume:
             raise Ewa3dError(
                 f"{self.dir} holds a run already: run.resume=true continues it, run.overwrite=true deletes it, "
                 "run.dir=… takes another folder"
             )
-        if file.exists():
+        if file.exists() and config.run.resume:
             _check_same(load_config(file), config, self.dir)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         write_atomically(file, to_yaml(config))

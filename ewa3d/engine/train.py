@@ -15,16 +15,16 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from ..data.transforms import sample_training, scale_and_shift
+from ..data.transforms import sample_random, scale_and_shift
 from ..errors import Ewa3dError
 from ..ewa import ExpertAverager, merge, merge_report
+from ..progress import track
 from . import checkpoint as ckpt
 from .build import build_model, eval_loader, make_accelerator, open_split, train_loader
 from .config import Config
 from .evaluate import describe_scores, evaluate, predict_logits
 from .export import export_run
 from .metrics import classification_scores
-from .progress import track
 from .run import Run
 
 
@@ -39,7 +39,9 @@ def train(config: Config) -> dict[str, Any]:
     """
     accelerator = make_accelerator(config.train)
     set_seed(config.train.seed)
+    # everything that can be wrong with the input is found now, not after hours of training
     train_set = open_split(config.data, config.data.train_split)
+    test_loader = eval_loader(open_split(config.data, config.eval.split), config, accelerator)
     select_loader = None
     if config.train.select != "last":
         select_loader = eval_loader(open_split(config.data, config.train.select), config, accelerator)
@@ -48,9 +50,12 @@ def train(config: Config) -> dict[str, Any]:
             f"train.batch_size={config.train.batch_size} on {accelerator.num_processes} process(es) is more than the "
             f"{len(train_set)} training clouds: make it smaller"
         )
+    model, notes = build_model(config, len(train_set.class_names))
+    model.to(accelerator.device)
+    if accelerator.device.type == "cpu" and config.train.precision == "bf16":
+        for block in model.blocks:
+            block.attn.fused_attn = False  # plain attention: there, the fused one's backward pass is slower
     with Run(config, main=accelerator.is_main_process) as run:
-        model, notes = build_model(config, len(train_set.class_names))
-        model.to(accelerator.device)
         optimizer: Optimizer = AdamW(
             decay_groups(model, config.optim.weight_decay),
             lr=config.optim.lr,
@@ -123,7 +128,7 @@ def train(config: Config) -> dict[str, Any]:
                     state["averager"] = averager.state_dict()
                 ckpt.save_checkpoint(run.checkpoints, progress["step"], plain, optimizer, state, best=best)
             accelerator.wait_for_everyone()
-        return finish(run, config, accelerator, progress)
+        return finish(run, config, accelerator, test_loader, progress)
 
 
 def train_epoch(
@@ -145,7 +150,7 @@ def train_epoch(
     label = f"epoch {epoch}/{config.train.epochs}"
     for batch in track(loader, label, len(loader), unit=config.train.batch_size, enabled=accelerator.is_main_process):
         with accelerator.accumulate(model):
-            points = scale_and_shift(sample_training(batch["points"], config.data.num_points))
+            points = scale_and_shift(sample_random(batch["points"], config.data.num_points))
             with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
                 logits = model(points).float()
             loss = F.cross_entropy(logits, batch["label"], label_smoothing=config.optim.label_smoothing)
@@ -169,11 +174,12 @@ def train_epoch(
     return {"train_loss": mean_loss, "train_oa": 100 * float(correct) / seen, "lr": optimizer.param_groups[0]["lr"]}
 
 
-def finish(run: Run, config: Config, accelerator: Accelerator, progress: dict[str, Any]) -> dict[str, Any]:
+def finish(
+    run: Run, config: Config, accelerator: Accelerator, loader: DataLoader, progress: dict[str, Any]
+) -> dict[str, Any]:
     """Export the chosen epoch, score it once, draw the curves, and say what was reached and where it lies."""
     accelerator.wait_for_everyone()
     model, report = export_run(run.dir, accelerator=accelerator)
-    loader = eval_loader(open_split(config.data, config.eval.split), config, accelerator)
     scores = evaluate(model, loader, accelerator, config)
     result = {
         "split": config.eval.split,

@@ -46,7 +46,7 @@ class PointTransformer(nn.Module):
         self.embed_dim = embed_dim
         self.patch_embed = PointPatchEmbed(embed_dim, num_groups, group_size, encoder_dim, fps_min_norm)
         self.pos_embed = position_embed(embed_dim)
-        self.blocks = nn.ModuleList(
+        self.blocks: Any = nn.ModuleList(
             Block(embed_dim, num_heads, drop_path=rate, norm_layer=nn.LayerNorm)
             for rate in (drop_path_rate * i / max(depth - 1, 1) for i in range(depth))
         )

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ewa3d.data.transforms import sample_farthest, sample_random, sample_training, scale_and_shift
+from ewa3d.data import Shapes
+from ewa3d.data.transforms import oversampled, sample_first, sample_random, scale_and_shift
 from ewa3d.ops import farthest_point_sample, gather_points
 
 
@@ -12,24 +13,34 @@ def rows(cloud: torch.Tensor) -> set[tuple[float, ...]]:
 
 
 def test_evaluation_takes_the_farthest_points():
-    points = torch.randn(2, 100, 3)
-    expected = gather_points(points, farthest_point_sample(points, 30))
-    assert torch.equal(sample_farthest(points, 30), expected)
-    assert sample_farthest(points, 100) is points
+    dataset = Shapes("val", num_points=100, per_class=2)
+    ordered = dataset.farthest_first(60)
+    expected = gather_points(dataset.points, farthest_point_sample(dataset.points, 30))
+    assert torch.equal(sample_first(ordered.points, 30), expected)
+    assert dataset.points.shape == (26, 100, 3), "the dataset itself stays"
+
+
+def test_farthest_first_takes_labels_along():
+    dataset = Shapes("val", num_points=100, per_class=2)
+    ordered = dataset.farthest_first(40)
+    for before, after in zip((dataset[i] for i in range(26)), (ordered[i] for i in range(26)), strict=True):
+        part_of = {tuple(p): part for p, part in zip(before["points"].tolist(), before["part"].tolist(), strict=True)}
+        assert [part_of[tuple(p)] for p in after["points"].tolist()] == after["part"].tolist()
+        assert before["label"] == after["label"]
 
 
 def test_training_draws_from_the_official_oversample():
-    points = torch.randn(2, 4000, 3)
-    oversample = gather_points(points, farthest_point_sample(points, 1200))
-    first, second = sample_training(points, 1024), sample_training(points, 1024)
-    for cloud, drawn, pool in zip(first, second, oversample, strict=True):
-        assert len(rows(cloud)) == 1024 and rows(cloud) < rows(pool)
-        assert rows(cloud) != rows(drawn)
+    assert [oversampled(n) for n in (1024, 2048, 4096)] == [1200, 2400, 4800]
+    pool = torch.randn(2, 1200, 3)
+    first, second = sample_random(pool, 1024), sample_random(pool, 1024)
+    for cloud, again, stored in zip(first, second, pool, strict=True):
+        assert len(rows(cloud)) == 1024 and rows(cloud) < rows(stored)
+        assert rows(cloud) != rows(again)
 
 
 def test_drawing_all_points_is_a_permutation():
     points = torch.randn(3, 64, 3)
-    out = sample_training(points, 64)
+    out = sample_random(points, 64)
     assert [rows(a) == rows(b) for a, b in zip(points, out, strict=True)] == [True] * 3
     assert not torch.equal(points, out)
 
@@ -40,7 +51,7 @@ def test_a_random_draw_is_fair():
     assert (counts - 750).abs().max() < 6 * (3000 * 0.25 * 0.75) ** 0.5
 
 
-@pytest.mark.parametrize("draw", [sample_farthest, sample_training])
+@pytest.mark.parametrize("draw", [sample_first, sample_random])
 def test_too_few_points_repeat_with_a_warning(draw):
     points = torch.randn(2, 10, 3)
     with pytest.warns(UserWarning, match=r"clouds of 10 points, 16 asked for: points repeat"):
