@@ -27,19 +27,17 @@ _MEND = "write the name of the step before it into checkpoints/last"
 _KEEP = 2  # the newest ones; the best is kept besides
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], *, best: bool
-) -> Path:
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], *, best: bool) -> Path:
     """Write ``folder/step-N`` and point ``last`` (and ``best``) at it; older ones than needed are deleted.
 
     Args:
         folder: the run's ``checkpoints``.
-        step: optimizer steps taken.
         model: unwrapped, so that its keys are plain.
         optimizer: its state tensors are saved, and its groups' settings.
-        state: what else the run needs, as JSON can hold it.
+        state: what else the run needs, as JSON can hold it; ``state["step"]`` is the number of optimizer steps.
         best: whether this is the best epoch so far.
     """
+    step = state["step"]
     tensors, groups = _flatten_optimizer(optimizer)
     temporary = folder / f".step-{step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -47,7 +45,7 @@ def save_checkpoint(
     weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     write_atomically(temporary / "model.safetensors", save(weights))
     write_atomically(temporary / "optimizer.safetensors", save(tensors))
-    write_atomically(temporary / "state.json", json.dumps({"step": step, "groups": groups, **state}))
+    write_atomically(temporary / "state.json", json.dumps({**state, "groups": groups}))
     final = folder / f"step-{step}"
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
@@ -80,7 +78,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given as ``state``, with ``step`` and the optimizer's ``groups``."""
+    """What `save_checkpoint` was given as ``state``, with the optimizer's ``groups``."""
     try:
         return json.loads((checkpoint / "state.json").read_text())
     except (OSError, ValueError) as error:
@@ -88,7 +86,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def load_training_state(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
-    """Load the optimizer's state in place and return what `save_checkpoint` was given as ``state``, and ``step``."""
+    """Load the optimizer's state in place and return what `save_checkpoint` was given as ``state``."""
     state = read_state(checkpoint)
     flat = _read_tensors(checkpoint / "optimizer.safetensors")
     per_param: dict[int, dict[str, Tensor]] = {}

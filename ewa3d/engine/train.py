@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -15,9 +16,11 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
+from ..data import PointClouds
 from ..data.transforms import sample_random, scale_and_shift
 from ..errors import Ewa3dError
 from ..ewa import ExpertAverager, merge, merge_report
+from ..models import PointTransformer
 from ..progress import track
 from . import checkpoint as ckpt
 from .build import build_model, eval_loader, make_accelerator, open_split, train_loader
@@ -28,11 +31,35 @@ from .metrics import classification_scores
 from .run import Run
 
 
+@dataclass
+class Session:
+    """What the steps of a training share."""
+
+    config: Config
+    accelerator: Accelerator
+    model: nn.Module  # as accelerate prepared it
+    plain: PointTransformer  # the same, unwrapped
+    loader: DataLoader
+    optimizer: Optimizer
+    scheduler: CosineLRScheduler
+    averager: ExpertAverager | None
+
+
+@dataclass
+class Progress:
+    """How far a training is; a checkpoint holds it."""
+
+    epoch: int = 0  # finished ones
+    step: int = 0  # optimizer steps
+    best: float | None = None
+    best_epoch: int | None = None
+
+
 def train(config: Config) -> dict[str, Any]:
     """Train, choose the best epoch, score it once on the test split and export it, as ``config`` says.
 
     Returns:
-        What the last row of ``metrics.jsonl`` says: the scores by protocol, the chosen epoch, the export's folder.
+        The last row of ``metrics.jsonl``: the scores by protocol, the split, the chosen epoch and what chose it.
 
     Raises:
         Ewa3dError: bad input: a configuration, a dataset, a folder; or a loss that is not finite.
@@ -45,110 +72,67 @@ def train(config: Config) -> dict[str, Any]:
     select_loader = None
     if config.train.select != "last":
         select_loader = eval_loader(open_split(config.data, config.train.select), config, accelerator)
+    session, notes = start_session(config, accelerator, train_set)
+
+    with Run(config, main=accelerator.is_main_process) as run:
+        set_seed(config.train.seed, device_specific=True)  # processes augment and partition differently
+        progress = resume(session, run) if config.run.resume else Progress()
+        session.scheduler.step_update(progress.step)
+        for note in notes:
+            run.log(note)
+
+        for epoch in range(progress.epoch + 1, config.train.epochs + 1):
+            row = train_epoch(session, progress, epoch) | validate(session, select_loader)
+            score = row.get(f"{config.train.select}_oa", float(epoch))
+            best = progress.best is None or score > progress.best
+            if best:
+                progress.best, progress.best_epoch = score, epoch
+            progress.epoch = epoch
+            run.record({"epoch": epoch, "step": progress.step, **row})
+            run.log(_epoch_line(epoch, row, config, best))
+            save(session, run, progress, train_set.class_names, best)
+        return finish(session, run, test_loader, progress)
+
+
+def start_session(config: Config, accelerator: Accelerator, train_set: PointClouds) -> tuple[Session, list[str]]:
+    """Model, optimizer and schedules for ``train_set``, and what is to be said of them."""
     if len(train_set) < config.train.batch_size * accelerator.num_processes:
         raise Ewa3dError(
             f"train.batch_size={config.train.batch_size} on {accelerator.num_processes} process(es) is more than the "
             f"{len(train_set)} training clouds: make it smaller"
         )
-    model, notes = build_model(config, len(train_set.class_names))
-    model.to(accelerator.device)
+    plain, notes = build_model(config, len(train_set.class_names))
+    plain.to(accelerator.device)
     if accelerator.device.type == "cpu" and config.train.precision == "bf16":
-        for block in model.blocks:
+        for block in plain.blocks:
             block.attn.fused_attn = False  # plain attention: there, the fused one's backward pass is slower
-    with Run(config, main=accelerator.is_main_process) as run:
-        optimizer: Optimizer = AdamW(
-            decay_groups(model, config.optim.weight_decay),
-            lr=config.optim.lr,
-            fused=accelerator.device.type in ("cpu", "cuda"),
-        )
-        loader = train_loader(train_set, config.train)
-        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-        plain = accelerator.unwrap_model(model)
+    fused = accelerator.device.type in ("cpu", "cuda")
+    adamw = AdamW(decay_groups(plain, config.optim.weight_decay), lr=config.optim.lr, fused=fused)
+    model, optimizer, loader = accelerator.prepare(plain, adamw, train_loader(train_set, config.train))
 
-        steps_per_epoch = math.ceil(len(loader) / config.train.accumulation)
-        scheduler = make_scheduler(optimizer, config, steps_per_epoch)
-        averager = None
-        if config.ewa is not None:
-            total = config.train.epochs * steps_per_epoch
-            averager = ExpertAverager(plain, config.ewa.share_rate, config.ewa.schedule, total)
-
-        progress: dict[str, Any] = {
-            "epoch": 0,
-            "step": 0,
-            "best": None,
-            "best_epoch": None,
-            "class_names": train_set.class_names,
-        }
-        saved = ckpt.find_checkpoint(run.checkpoints) if config.run.resume else None
-        set_seed(config.train.seed, device_specific=True)  # processes augment and partition differently
-        if saved is not None:
-            ckpt.load_weights(saved, plain)
-            progress = ckpt.load_training_state(saved, optimizer)
-            if averager is not None:
-                averager.load_state_dict(progress["averager"])
-            ckpt.set_random_state(progress.pop("random")[accelerator.process_index])
-            run.forget_after(progress["step"])
-            run.log(f"resumed after epoch {progress['epoch']} from {saved}")
-        scheduler.step_update(progress["step"])
-
-        for note in notes:
-            run.log(note)
-        parameters = sum(p.numel() for p in plain.parameters())
-        run.log(
-            f"{train_set} on {accelerator.device}, {accelerator.num_processes} process(es); {parameters:,} parameters"
-        )
-
-        for epoch in range(progress["epoch"] + 1, config.train.epochs + 1):
-            started = time.perf_counter()
-            loader.set_epoch(epoch)
-            row = train_epoch(model, loader, optimizer, scheduler, averager, accelerator, config, progress, epoch)
-            row |= {"epoch": epoch, "step": progress["step"], "train_seconds": time.perf_counter() - started}
-            if averager is not None:
-                row["share_rate"] = averager.current_share_rate
-                row["expert_distance"] = _mean([layer["relative"] for layer in merge_report(plain).values()])
-
-            started = time.perf_counter()
-            if select_loader is not None:
-                exported = merge(plain) if averager is not None else plain
-                logits, labels = predict_logits(exported, select_loader, accelerator, config, config.train.precision)
-                scores = classification_scores(logits, labels)
-                row |= {f"{config.train.select}_{name}": score for name, score in scores.items()}
-            row["eval_seconds"] = time.perf_counter() - started
-
-            score = row.get(f"{config.train.select}_oa", float(epoch))
-            best = progress["best"] is None or score > progress["best"]
-            if best:
-                progress |= {"best": score, "best_epoch": epoch}
-            progress["epoch"] = epoch
-            run.record(row)
-            run.log(_epoch_line(row, config, best))
-            state = {**progress, "random": gather_object([ckpt.random_state()])}
-            if accelerator.is_main_process:
-                if averager is not None:
-                    state["averager"] = averager.state_dict()
-                ckpt.save_checkpoint(run.checkpoints, progress["step"], plain, optimizer, state, best=best)
-            accelerator.wait_for_everyone()
-        return finish(run, config, accelerator, test_loader, progress)
+    steps_per_epoch = math.ceil(len(loader) / config.train.accumulation)
+    scheduler = make_scheduler(optimizer, config, steps_per_epoch)
+    averager = None
+    if config.ewa is not None:
+        total = config.train.epochs * steps_per_epoch
+        averager = ExpertAverager(plain, config.ewa.share_rate, config.ewa.schedule, total)
+    parameters = sum(p.numel() for p in plain.parameters())
+    where = f"{accelerator.device}, {accelerator.num_processes} process(es)"
+    notes.append(f"{train_set} on {where}; {parameters:,} parameters while training")
+    return Session(config, accelerator, model, plain, loader, optimizer, scheduler, averager), notes
 
 
-def train_epoch(
-    model: nn.Module,
-    loader: DataLoader,
-    optimizer: Optimizer,
-    scheduler: CosineLRScheduler,
-    averager: ExpertAverager | None,
-    accelerator: Accelerator,
-    config: Config,
-    progress: dict[str, Any],
-    epoch: int,
-) -> dict[str, float]:
-    """One pass over ``loader``; counts optimizer steps in ``progress["step"]`` and returns the epoch's means."""
-    model.train()
+def train_epoch(session: Session, progress: Progress, epoch: int) -> dict[str, float]:
+    """One pass over the training split: moves ``progress.step`` on and returns the epoch's means."""
+    started = time.perf_counter()
+    config, accelerator, model, optimizer = session.config, session.accelerator, session.model, session.optimizer
     device = accelerator.device
+    model.train()
+    session.loader.set_epoch(epoch)  # type: ignore[attr-defined]
     total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     seen = 0
-    label = f"epoch {epoch}/{config.train.epochs}"
-    for batch in track(loader, label, len(loader), unit=config.train.batch_size, enabled=accelerator.is_main_process):
+    bar = {"unit": config.train.batch_size, "enabled": accelerator.is_main_process}
+    for batch in track(session.loader, f"epoch {epoch}/{config.train.epochs}", len(session.loader), **bar):
         with accelerator.accumulate(model):
             points = scale_and_shift(sample_random(batch["points"], config.data.num_points))
             with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
@@ -160,31 +144,77 @@ def train_epoch(
             optimizer.step()
             optimizer.zero_grad()
         if accelerator.sync_gradients:  # a real step, not one that only accumulated
-            if averager is not None:
-                averager.step()
-            progress["step"] += 1
-            scheduler.step_update(progress["step"])
+            if session.averager is not None:
+                session.averager.step()
+            progress.step += 1
+            session.scheduler.step_update(progress.step)
         # sums stay on the device: reading them here would make it wait in every step
         total += loss.detach()
         correct += (logits.detach().argmax(dim=1) == batch["label"]).sum()
         seen += len(batch["label"])
-    mean_loss = float(total) / len(loader)
+    mean_loss = float(total) / len(session.loader)
     if not math.isfinite(mean_loss):
         raise Ewa3dError(f"the training loss became {mean_loss} in epoch {epoch}: lower optim.lr, or train in fp32")
-    return {"train_loss": mean_loss, "train_oa": 100 * float(correct) / seen, "lr": optimizer.param_groups[0]["lr"]}
+    return {
+        "train_loss": mean_loss,
+        "train_oa": 100 * float(correct) / seen,
+        "lr": optimizer.param_groups[0]["lr"],
+        "train_seconds": time.perf_counter() - started,
+    }
 
 
-def finish(
-    run: Run, config: Config, accelerator: Accelerator, loader: DataLoader, progress: dict[str, Any]
-) -> dict[str, Any]:
+def validate(session: Session, loader: DataLoader | None) -> dict[str, float]:
+    """Where the experts are, and the scores of the model as it would be exported on the split that chooses, if any."""
+    started = time.perf_counter()
+    config, row = session.config, {}
+    if session.averager is not None:
+        layers = merge_report(session.plain).values()
+        row["share_rate"] = session.averager.current_share_rate
+        row["expert_distance"] = sum(layer["relative"] for layer in layers) / len(layers)
+    if loader is not None:
+        exported = merge(session.plain) if session.averager is not None else session.plain
+        logits, labels = predict_logits(exported, loader, session.accelerator, config, config.train.precision)
+        for name, score in classification_scores(logits, labels).items():
+            row[f"{config.train.select}_{name}"] = score
+    return row | {"eval_seconds": time.perf_counter() - started}
+
+
+def save(session: Session, run: Run, progress: Progress, class_names: list[str], best: bool) -> None:
+    """Write a checkpoint: one process does, of all their random states."""
+    averager = session.averager.state_dict() if session.averager is not None else None
+    state = {**asdict(progress), "class_names": class_names, "averager": averager}
+    state["random"] = gather_object([ckpt.random_state()])
+    if session.accelerator.is_main_process:
+        ckpt.save_checkpoint(run.checkpoints, session.plain, session.optimizer, state, best=best)
+    session.accelerator.wait_for_everyone()
+
+
+def resume(session: Session, run: Run) -> Progress:
+    """Put everything back as the last checkpoint has it."""
+    saved = ckpt.find_checkpoint(run.checkpoints)
+    if saved is None:
+        run.log(f"{run.dir} has no checkpoint yet: starting from the beginning")
+        return Progress()
+    ckpt.load_weights(saved, session.plain)
+    state = ckpt.load_training_state(saved, session.optimizer)
+    if session.averager is not None:
+        session.averager.load_state_dict(state["averager"])
+    ckpt.set_random_state(state["random"][session.accelerator.process_index])
+    progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
+    run.forget_after(progress.step)
+    run.log(f"resumed after epoch {progress.epoch} from {saved}")
+    return progress
+
+
+def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -> dict[str, Any]:
     """Export the chosen epoch, score it once, draw the curves, and say what was reached and where it lies."""
-    accelerator.wait_for_everyone()
+    config, accelerator = session.config, session.accelerator
     model, report = export_run(run.dir, accelerator=accelerator)
     scores = evaluate(model, loader, accelerator, config)
     result = {
         "split": config.eval.split,
-        "step": progress["step"],
-        "best_epoch": progress["best_epoch"],
+        "step": progress.step,
+        "best_epoch": progress.best_epoch,
         "chosen_by": config.train.select,
         **{f"{protocol}_{name}": s for protocol, by_name in scores.items() for name, s in by_name.items()},
     }
@@ -199,7 +229,7 @@ def finish(
     chosen = {"last": "the last", "val": "best on val", "test": "best on TEST: an optimistic score"}[
         config.train.select
     ]
-    run.log(f"epoch {progress['best_epoch']} of {config.train.epochs} ({chosen})")
+    run.log(f"epoch {progress.best_epoch} of {config.train.epochs} ({chosen})")
     for line in describe_scores(scores, config.eval.split):
         run.log(line)
     run.log(f"run: {run.dir}   plain model: {run.dir / 'export'}   curves: {run.dir / 'curves.png'}")
@@ -229,9 +259,9 @@ def make_scheduler(optimizer: Optimizer, config: Config, steps_per_epoch: int) -
     )
 
 
-def _epoch_line(row: dict[str, Any], config: Config, best: bool) -> str:
+def _epoch_line(epoch: int, row: dict[str, Any], config: Config, best: bool) -> str:
     parts = [
-        f"epoch {row['epoch']}/{config.train.epochs}",
+        f"epoch {epoch}/{config.train.epochs}",
         f"loss {row['train_loss']:.3f}",
         f"train {row['train_oa']:.1f} %",
     ]
@@ -240,7 +270,3 @@ def _epoch_line(row: dict[str, Any], config: Config, best: bool) -> str:
     if "expert_distance" in row:
         parts.append(f"β {row['share_rate']:.3f}, experts {row['expert_distance']:.1e} apart")
     return "  ".join([*parts, f"{row['train_seconds'] + row['eval_seconds']:.0f} s"])
-
-
-def _mean(values: list[Any]) -> float:
-    return sum(values) / len(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +28,9 @@ def expert_distances(model: nn.Module) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def merge_report(model: nn.Module) -> dict[str, dict[str, object]]:
+def merge_report(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Per expert layer: ``num_experts``, ``distances`` from the mean, and ``relative`` (mean distance / ‖W̄‖)."""
-    report: dict[str, dict[str, object]] = {}
+    report: dict[str, dict[str, Any]] = {}
     for name, layer in expert_layers(model).items():
         distances = layer_distances(layer)
         norm = torch.stack([mean.double().square().sum() for mean in layer.mean_parameters().values()]).sum().sqrt()
