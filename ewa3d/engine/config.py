@@ -139,7 +139,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
             raise Ewa3dError(f"{path}: no such recipe: {hint}") from None
         except Exception as error:  # PyYAML and OmegaConf raise many kinds, all of them about this file
             raise Ewa3dError(f"{path} is no readable YAML: {first_line(error)}") from error
-        if path.name != "config.yaml":  # a run's own file carries its recipe's name
+        if (path.parent / "checkpoints").is_dir():  # a run's own file: it keeps its recipe's name, and may have moved
+            layers.append((str(path), {"run": {"dir": str(path.parent)}}))
+        else:
             config.recipe = path.stem
     for item in overrides:
         key, equals, _ = item.partition("=")

@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,7 +68,9 @@ class Run:
         if file.exists() and config.run.resume:
             _check_same(load_config(file), config, self.dir)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, to_yaml(config))
+        # what was asked for this once is not kept: training from this file again must not delete the run
+        once = replace(config, run=replace(config.run, resume=False, overwrite=False))
+        write_atomically(file, to_yaml(once))
 
     def __enter__(self) -> Run:
         return self

@@ -37,8 +37,10 @@ def test_ewa_null_is_dense():
 
 
 def test_a_configuration_round_trips(tmp_path):
-    config = load_config(overrides=["train.epochs=9", "ewa.schedule=cosine", "data.root=/data"])
+    overrides = ["train.epochs=9", "ewa.schedule=cosine", "data.root=/data", "recipe=mine", f"run.dir={tmp_path}"]
+    config = load_config(overrides=overrides)
     (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "checkpoints").mkdir()  # what tells a run's own file from a recipe
     assert load_config(tmp_path / "config.yaml") == config
 
 

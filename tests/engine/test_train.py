@@ -13,6 +13,7 @@ import ewa3d
 from ewa3d.engine import train as engine
 from ewa3d.engine.build import build_model, restore_model
 from ewa3d.engine.checkpoint import find_checkpoint
+from ewa3d.engine.config import load_config
 from ewa3d.engine.run import load_run_config
 from ewa3d.engine.train import decay_groups, train
 from ewa3d.ewa import ExpertAverager, contraction, expert_distances, share_rate_at
@@ -173,7 +174,15 @@ def test_a_run_in_the_way_is_not_lost(tiny_config):
         train(tiny_config("train.epochs=1"))
     assert (Path(config.run.dir) / "export").is_dir()
     train(tiny_config("train.epochs=1", "run.overwrite=true", "train.seed=1"))
-    assert load_run_config(Path(config.run.dir)).train.seed == 1
+    again = load_run_config(Path(config.run.dir))
+    assert again.train.seed == 1 and not again.run.overwrite, "the next training from this file asks again"
+
+
+def test_a_run_that_moved_is_resumed_where_it_is(tiny_config, tmp_path):
+    train(tiny_config("train.epochs=1", dir="old"))
+    moved = (tmp_path / "old").rename(tmp_path / "new")
+    train(load_config(moved / "config.yaml", ["run.resume=true"]))
+    assert not (tmp_path / "old").exists()
 
 
 def test_resuming_with_another_configuration_is_refused(tiny_config):
