@@ -75,7 +75,7 @@ def upcycle(
 
     Raises:
         ValueError: ``num_experts`` < 2, ``every`` < 1, experts already present, a name that the model does not have, no
-            FFN found, or an FFN that does not act on each token alone.
+            FFN found, or an FFN that does not act on each token alone, or that is within another or shared.
     """
     if num_experts < 2:
         raise ValueError(f"num_experts must be 2 or more, got {num_experts}")
@@ -89,6 +89,7 @@ def upcycle(
     if not chosen:
         hint = f"{len(candidates)} found, but every={step} passes them over" if candidates else "none found"
         raise ValueError(f"no FFN to upcycle in {type(model).__name__} ({hint}): name them with where=")
+    _check_separate(model, chosen)
     for name, ffn in chosen.items():
         _check_tokenwise(name, ffn)
     initialise = _initialiser(model, init)
@@ -187,6 +188,16 @@ def _initialiser(model: nn.Module, init: Init) -> Callable[[nn.Module], None] | 
             ffn.apply(own_rule)
 
     return initialise
+
+
+def _check_separate(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
+    """Refuse FFNs within one another, and one that the model uses in several places: only one would be replaced."""
+    for name in chosen:
+        if inner := next((other for other in chosen if other.startswith(f"{name}.")), None):
+            raise ValueError(f"where= names {name} and {inner} within it: choose one of them")
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name not in chosen and (first := next((n for n, ffn in chosen.items() if ffn is module), None)):
+            raise ValueError(f"{first} and {name} are one module in two places: leave it dense")
 
 
 def _check_tokenwise(name: str, ffn: nn.Module) -> None:

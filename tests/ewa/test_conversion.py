@@ -224,6 +224,15 @@ def test_whatever_mixes_tokens_is_refused(ffn, why):
         upcycle(nn.ModuleDict({"ffn": ffn}), where=["ffn"])
 
 
+def test_ffns_within_one_another_or_shared_are_refused():
+    model = ewa3d.create_model("point_mae_tiny", **TINY)
+    with pytest.raises(ValueError, match=r"names blocks\.0\.mlp and blocks\.0\.mlp\.fc1 within it"):
+        upcycle(model, where=lambda name, _: name.startswith("blocks.0.mlp"))
+    model.blocks[2].mlp = model.blocks[0].mlp
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp and blocks\.2\.mlp are one module in two places"):
+        upcycle(model, every=1)
+
+
 def test_helper_mlps_are_no_ffns():
     model = timm.create_model(
         "swinv2_cr_tiny_224", img_size=64, window_size=4, embed_dim=24, depths=(2,), num_heads=(2,), num_classes=3

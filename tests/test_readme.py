@@ -1,0 +1,52 @@
+"""The README's Python is run as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import ewa3d
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def block(word: str) -> str:
+    (found,) = [text for text in BLOCKS if word in text]
+    return found
+
+
+def test_the_training_loop_and_the_merge(folder):
+    loader = [(torch.rand(2, 128, 3), torch.tensor([0, 39]))]
+    names = {"torch": torch, "ewa3d": ewa3d, "loader": loader, "epochs": 1}
+    exec(block("for points, labels in loader"), names)
+    assert names["averager"].steps == 1
+    exec(block("save_pretrained"), names)
+    assert {path.name for path in folder.iterdir()} == {"export", "model.pth"}
+    points = torch.rand(1, 128, 3)
+    torch.testing.assert_close(names["same"](points), names["model"].eval()(points), rtol=0, atol=1e-5)
+
+
+def test_official_weights(folder, capsys):
+    ewa3d.save_pretrained(ewa3d.create_model("point_mae_small"), folder / "modelnet_1k.pth", format="official")
+    exec(block("load_pretrained"), {"ewa3d": ewa3d})
+    assert capsys.readouterr().out == "matched 174 keys\n"
+
+
+def test_any_vit():
+    names: dict = {}
+    exec(block("import timm"), names)
+    assert names["plain"](torch.rand(1, 3, 224, 224)).shape == (1, 10)
+
+
+def test_every_file_it_names_exists():
+    for path in set(re.findall(r"(?:configs|tools|datasets|docs|tests)/[\w./]+\.\w+", README)):
+        assert (ROOT / path).is_file(), path
