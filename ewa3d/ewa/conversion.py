@@ -196,7 +196,7 @@ def _check_separate(model: nn.Module, chosen: Mapping[str, nn.Module]) -> None:
         if inner := next((other for other in chosen if other.startswith(f"{name}.")), None):
             raise ValueError(f"where= names {name} and {inner} within it: choose one of them")
     for name, module in model.named_modules(remove_duplicate=False):
-        if name not in chosen and (first := next((n for n, ffn in chosen.items() if ffn is module), None)):
+        if first := next((other for other, ffn in chosen.items() if ffn is module and other != name), None):
             raise ValueError(f"{first} and {name} are one module in two places: leave it dense")
 
 

@@ -33,6 +33,8 @@ def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
+        if "expert_distance" in curves:
+            axis.set_yscale("log")  # it falls by orders of magnitude
         if len(axis.lines) > 1:
             axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
