@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
+# no deadline: wall time is nobody's promise; in CI the same examples each time, so that a failure there repeats here
+settings.register_profile("ewa3d", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("ewa3d")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 

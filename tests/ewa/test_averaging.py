@@ -25,7 +25,7 @@ def make_experts(count: int) -> Experts:
     return Experts([Mlp(4, 8) for _ in range(count)]).double()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(count=st.integers(2, 9), fraction=st.floats(0, 1))
 def test_a_step_keeps_the_mean_and_shrinks_every_distance_by_one_minus_r(count, fraction):
     layer = make_experts(count)

@@ -99,7 +99,7 @@ def test_evaluation_is_the_merged_ffn_and_follows_the_weights():
     torch.testing.assert_close(layer(x), layer.merged()(x), rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(shape=st.lists(st.integers(1, 4), min_size=0, max_size=4))
 def test_leading_dimensions_are_kept(shape):
     layer = make_experts(3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -16,7 +16,6 @@ def points_of(batch: int, count: int):
     return hnp.arrays(np.float32, (batch, count, 3), elements=COORDINATES).map(torch.from_numpy)
 
 
-@settings(deadline=None)
 @given(data=st.data(), batch=st.integers(1, 3), queries=st.integers(1, 5), count=st.integers(1, 20))
 def test_neighbours_are_the_nearest(data, batch, queries, count):
     q, p = data.draw(points_of(batch, queries)), data.draw(points_of(batch, count))

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,7 +30,6 @@ def brute_force(cloud: np.ndarray, num_samples: int, start: int, min_norm_square
     return picks
 
 
-@settings(deadline=None)
 @given(points=clouds(), samples=st.integers(1, 12), data=st.data())
 def test_matches_brute_force(points, samples, data):
     start = data.draw(st.integers(0, points.shape[1] - 1))
@@ -38,14 +37,12 @@ def test_matches_brute_force(points, samples, data):
     assert picks.tolist() == [brute_force(cloud, samples, start, None) for cloud in points.numpy()]
 
 
-@settings(deadline=None)
 @given(points=clouds(), samples=st.integers(1, 12), norm_squared=st.sampled_from([0.0, 0.25, 1.0, 1000.0]))
 def test_official_rule_matches_brute_force(points, samples, norm_squared):
     picks = farthest_point_sample(points, samples, min_norm=norm_squared**0.5)
     assert picks.tolist() == [brute_force(cloud, samples, 0, norm_squared) for cloud in points.numpy()]
 
 
-@settings(deadline=None)
 @given(points=clouds(min_points=4), samples=st.integers(2, 10))
 def test_spacing_never_grows(points, samples):
     """Each pick is at most as far from those before it as the pick before was: sampling refines."""
