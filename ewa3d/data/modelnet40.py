@@ -87,7 +87,7 @@ class ModelNet40(PointClouds):
             )
         _check(stored, self.folder, names_file, len(class_names))
 
-        chosen = np.arange(len(stored.labels))
+        chosen: NDArray[np.int64] = np.arange(len(stored.labels))
         if split in ("train", "val"):
             train, val = stratified_split(stored.labels, val_fraction, split_seed)
             chosen = train if split == "train" else val
