@@ -10,8 +10,8 @@ from torch import Tensor
 def farthest_point_sample(points: Tensor, num_samples: int, *, start: int = 0, min_norm: float | None = None) -> Tensor:
     """Indices of ``num_samples`` points, each the farthest from those picked before it.
 
-    Coordinates are kept as three contiguous tensors and every step writes into the same buffers, so that a step
-    touches no strided and no new memory: on CPUs 3 to 15 times faster than the textbook loop.
+    Coordinates are kept as three contiguous tensors and every step writes into the same buffers: a step touches no
+    strided and no new memory, which is what makes the textbook loop slow.
 
     Args:
         points: ``(B, N, 3)``; computed in float32 whatever the dtype or autocast.

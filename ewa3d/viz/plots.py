@@ -33,7 +33,7 @@ def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
-        if "expert_distance" in curves:
+        if "expert_distance" in curves and any(row.get("expert_distance") for row in epochs):
             axis.set_yscale("log")  # it falls by orders of magnitude
         if len(axis.lines) > 1:
             axis.legend(fontsize=8)

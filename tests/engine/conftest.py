@@ -24,6 +24,12 @@ TINY_RUN = [
 ]
 
 
+@pytest.fixture(scope="session")
+def tiny_run() -> list[str]:
+    """The overrides that make a run of a second."""
+    return TINY_RUN
+
+
 @pytest.fixture
 def tiny_config(tmp_path: Path):
     """``tiny_config("key=value", …, dir="name")``: the configuration of a run of a second in a temporary folder."""

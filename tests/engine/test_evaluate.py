@@ -9,6 +9,7 @@ import torch
 from ewa3d import Ewa3dError
 from ewa3d.engine import export
 from ewa3d.engine.build import eval_loader, make_accelerator, open_split, restore_model
+from ewa3d.engine.config import load_config
 from ewa3d.engine.evaluate import evaluate_folder, load_model, predict_logits
 from ewa3d.engine.export import MergeError, describe_report, export_run
 from ewa3d.engine.run import load_run_config
@@ -16,14 +17,10 @@ from ewa3d.engine.train import train
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, tiny_run):
     """A finished run whose experts are clearly apart, and what it said of itself."""
-    from conftest import TINY_RUN
-
-    from ewa3d.engine.config import load_config
-
     folder = tmp_path_factory.mktemp("finished") / "run"
-    overrides = [*TINY_RUN, f"run.dir={folder}", "ewa.init=independent", "ewa.share_rate=0.001", "optim.lr=2e-3"]
+    overrides = [*tiny_run, f"run.dir={folder}", "ewa.init=independent", "ewa.share_rate=0.001", "optim.lr=2e-3"]
     return folder, train(load_config(overrides=overrides))
 
 

@@ -70,6 +70,7 @@ class Malicious:
         return os.system, ("touch pwned",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_malicious_pickle_does_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"base_model": tiny().state_dict(), "metrics": Malicious()}, "evil.pth")
