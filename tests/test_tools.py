@@ -8,18 +8,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TINY = [
-    "model.name=point_mae_tiny",
-    "model.embed_dim=24",
-    "model.depth=2",
-    "model.num_heads=2",
-    "model.num_groups=8",
-    "model.group_size=4",
-    "data.num_points=64",
-    "data.per_class=4",
-    "train.epochs=2",
-    "train.batch_size=16",
-]
 
 
 def run(tool: str, *arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -28,9 +16,9 @@ def run(tool: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Completed
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_train_evaluate_merge(tmp_path):
+def test_train_evaluate_merge(tmp_path, tiny_run):
     """From another folder, with no recipe named: the built-in shapes."""
-    trained = run("train", "run.dir=here", *TINY, cwd=tmp_path)
+    trained = run("train", "run.dir=here", *tiny_run, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "test split, single: overall accuracy" in trained.stdout
 
@@ -59,7 +47,7 @@ def test_help_teaches(tool):
         ("train", ["train.epoch=3"], "unknown key train.epoch: did you mean train.epochs?"),
         ("train", ["configs/modelnet40_scratch.yml"], "did you mean"),
         ("train", ["configs/modelnet40_scratch.yaml", "data.root=/nowhere"], "/nowhere"),
-        ("train", [*TINY, "model.pretrained=absent.pth", "run.dir={tmp}/run"], "absent.pth: no such weights file"),
+        ("train", ["model.pretrained=absent.pth", "run.dir={tmp}/run"], "absent.pth: no such weights file"),
         ("evaluate", ["nowhere"], "nowhere is no run"),
         ("merge", ["nowhere"], "nowhere is no run"),
     ],
