@@ -202,6 +202,11 @@ def _check(config: Config) -> None:
             raise Ewa3dError(f"{key}={value}: no such choice: {hint}")
         if least is not None and not value >= least:  # NaN fails too
             raise Ewa3dError(f"{key}={value}: must be {least} or more")
+    if config.model.group_size > config.data.num_points:
+        raise Ewa3dError(
+            f"model.group_size={config.model.group_size}: a group has no more points than the cloud, "
+            f"data.num_points={config.data.num_points}"
+        )
     ewa = config.ewa
     if ewa is not None and ewa.share_rate > (limit := (ewa.num_experts - 1) / ewa.num_experts):
         raise Ewa3dError(f"ewa.share_rate={ewa.share_rate}: with {ewa.num_experts} experts it is at most {limit:.4g}")

@@ -20,6 +20,13 @@ from .config import Config, load_config, to_yaml
 _FREE = ("run.", "train.device", "train.num_workers", "eval.", "data.root")
 
 
+class _Console(logging.StreamHandler):
+    """Whoever read the console may be gone (a closed pipe): training and ``log.txt`` go on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 class Run:
     """Opens ``runs/NAME`` for one training: ``config.yaml  log.txt  metrics.jsonl  tensorboard/  checkpoints/``.
 
@@ -47,7 +54,7 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter
 
             console, file = (
-                logging.StreamHandler(sys.stdout),
+                _Console(sys.stdout),
                 logging.FileHandler(self.dir / "log.txt", encoding="utf-8"),
             )
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
