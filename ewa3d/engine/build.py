@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..data.transforms import oversampled
 from ..errors import Ewa3dError
 from ..ewa import expert_layers, upcycle
 from ..models import PointTransformer, create_model, load_pretrained
-from .checkpoint import find_checkpoint, load_weights, read_state
+from .checkpoint import load_weights, read_state, require_checkpoint
 from .config import Config, DataConfig, TrainConfig
 
 
@@ -104,11 +104,9 @@ def build_model(config: Config, num_classes: int) -> tuple[PointTransformer, lis
 
 def restore_model(folder: Path, config: Config, checkpoint: str = "best") -> PointTransformer:
     """A run's model, experts and all, with the weights of its ``best`` or ``last`` checkpoint."""
-    saved = find_checkpoint(folder / "checkpoints", checkpoint)
-    if saved is None:
-        raise Ewa3dError(f"{folder} has no {checkpoint} checkpoint yet: let tools/train.py finish an epoch")
-    config.model.pretrained = None
-    model, _ = build_model(config, len(read_state(saved)["class_names"]))
+    saved = require_checkpoint(folder, checkpoint)
+    fresh = replace(config, model=replace(config.model, pretrained=None))  # the checkpoint has all weights
+    model, _ = build_model(fresh, len(read_state(saved)["class_names"]))
     load_weights(saved, model)
     return model
 

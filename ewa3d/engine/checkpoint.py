@@ -67,6 +67,18 @@ def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
     return checkpoint
 
 
+def require_checkpoint(folder: Path, name: str) -> Path:
+    """The step folder that ``last`` or ``best`` of the run in ``folder`` names.
+
+    Raises:
+        Ewa3dError: nothing was saved yet.
+    """
+    saved = find_checkpoint(folder / "checkpoints", name)
+    if saved is None:
+        raise Ewa3dError(f"{folder} has no {name} checkpoint yet: let tools/train.py finish an epoch")
+    return saved
+
+
 def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Load a checkpoint's weights, experts and all, into ``model``."""
     state = _read_tensors(checkpoint / "model.safetensors")

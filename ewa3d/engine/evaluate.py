@@ -109,10 +109,9 @@ def evaluate_folder(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[s
         )
     model.to(accelerator.device)
     scores = evaluate(model, eval_loader(dataset, config, accelerator), accelerator, config)
-    lines = [f"{folder}: {len(dataset)} clouds of {config.data.name}, {config.data.num_points} points, fp32"]
-    return {"source": str(folder), "split": config.eval.split, **scores}, lines + describe_scores(
-        scores, config.eval.split
-    )
+    split = config.eval.split
+    what = f"{folder}: {len(dataset)} clouds of {config.data.name}, {config.data.num_points} points, fp32"
+    return {"source": str(folder), "split": split, **scores}, [what, *describe_scores(scores, split)]
 
 
 def load_model(folder: Path) -> PointTransformer:

@@ -12,7 +12,7 @@ from ..ewa import expert_layers, merge, merge_report
 from ..files import write_atomically
 from ..models import PointTransformer, save_pretrained
 from .build import eval_loader, make_accelerator, open_split, restore_model
-from .checkpoint import find_checkpoint
+from .checkpoint import require_checkpoint
 from .evaluate import predict_logits
 from .metrics import classification_scores
 from .run import load_run_config
@@ -52,7 +52,7 @@ def export_run(
     after, labels = predict_logits(plain, loader, accelerator, config, label="merged")
     before = predict_logits(trained, loader, accelerator, config, label="experts")[0] if has_experts else after
     report: dict[str, Any] = {
-        "checkpoint": _step_name(folder, checkpoint),
+        "checkpoint": require_checkpoint(folder, checkpoint).name,
         "split": split,
         "before": classification_scores(before, labels),
         "after": classification_scores(after, labels),
@@ -93,8 +93,3 @@ def describe_report(report: dict[str, Any]) -> list[str]:
             f"{scores['macc']:.2f} % class mean"
         )
     return lines
-
-
-def _step_name(folder: Path, checkpoint: str) -> str:
-    found = find_checkpoint(folder / "checkpoints", checkpoint)
-    return found.name if found else checkpoint

@@ -53,12 +53,9 @@ class Run:
         if main:
             from torch.utils.tensorboard import SummaryWriter
 
-            console, file = (
-                _Console(sys.stdout),
-                logging.FileHandler(self.dir / "log.txt", encoding="utf-8"),
-            )
+            file = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-            self._logger.handlers = [console, file]
+            self._logger.handlers = [_Console(sys.stdout), file]
             self._writer = SummaryWriter(str(self.dir / "tensorboard"))
         else:
             self._logger.handlers = [logging.NullHandler()]
