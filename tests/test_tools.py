@@ -1,5 +1,6 @@
 """The command lines, as a user runs them."""
 
+import json
 import os
 import subprocess
 import sys
@@ -29,9 +30,34 @@ def test_train_evaluate_merge(tmp_path, tiny_run):
 
     merged = run("merge", "here", "--official", "model.pth", cwd=tmp_path)
     assert merged.returncode == 0, merged.stderr
-    before, after = (line.split(": ")[1] for line in merged.stdout.splitlines() if line.startswith("accuracy"))
+    before, after = (line.split(": ")[1] for line in merged.stdout.splitlines() if " the merge (" in line)
     assert before == after
     assert (tmp_path / "model.pth").is_file() and "here/export" in merged.stdout
+
+
+def test_part_segmentation_from_training_to_the_merged_model_s_scores(tmp_path, tiny_run):
+    """What the README shows, on tiny models: the scores of training, of the run and of the bare export are the same."""
+    trained = run("train", ROOT / "configs/shapes_partseg.yaml", "run.dir=here", *tiny_run, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    score = next(line for line in trained.stdout.splitlines() if line.startswith("test split, whole: instance mIoU"))
+
+    evaluated = run("evaluate", "here", "--out", "scores.json", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert score in evaluated.stdout and "airplane" in evaluated.stdout
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert f"instance mIoU {scores['whole']['instance_miou']:.2f} %" in score
+    assert len(scores["whole"]["per_category"]) == 13
+
+    merged = run("merge", "here", "--official", "model.pth", cwd=tmp_path)
+    assert merged.returncode == 0, merged.stderr
+    before, after = (line.split(": ")[1] for line in merged.stdout.splitlines() if " the merge (" in line)
+    assert before == after and (tmp_path / "model.pth").is_file()
+
+    exported = run("evaluate", "here/export", "--json", "data.per_class=4", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["whole"] == scores["whole"]
+    official = run("evaluate", "here", "--json", "eval.protocol=official", cwd=tmp_path)
+    assert set(json.loads(official.stdout)) == {"source", "split", "official"}
 
 
 @pytest.mark.parametrize("tool", ["train", "evaluate", "merge"])
@@ -48,6 +74,7 @@ def test_help_teaches(tool):
         ("train", ["configs/modelnet40_scratch.yml"], "did you mean"),
         ("train", ["configs/modelnet40_scratch.yaml", "data.root=/nowhere"], "/nowhere"),
         ("train", ["model.pretrained=absent.pth", "run.dir={tmp}/run"], "absent.pth: no such weights file"),
+        ("train", ["task=part_segmentation", "data.name=modelnet40"], "data.name=modelnet40: not for task="),
         ("evaluate", ["nowhere"], "nowhere is no run"),
         ("merge", ["nowhere"], "nowhere is no run"),
     ],

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 from ewa3d.engine.cli import make_parser, run_command
+from ewa3d.files import write_atomically
 
 EXAMPLES = """examples:
   python tools/evaluate.py runs/modelnet40_cpu                     the test split, single pass
   python tools/evaluate.py runs/modelnet40_cpu eval.vote=10        and the ten-fold vote, as a score of its own
   python tools/evaluate.py runs/modelnet40_cpu eval.split=val
+  python tools/evaluate.py runs/shapes_partseg                     part segmentation: every point of every cloud
+  python tools/evaluate.py runs/shapes_partseg eval.protocol=official --out scores.json
   python tools/evaluate.py my/export data.root=/data               an export folder copied from elsewhere
 
 A run is scored with its own configuration, in fp32; key=value overrides it (see tools/train.py --help for all keys).
@@ -20,12 +23,15 @@ def main() -> None:
     parser.add_argument("source", type=Path, metavar="RUN_OR_EXPORT", help="folder of a run, or of an exported model")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, e.g. eval.split=val")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object to a file")
     args = parser.parse_intermixed_args()
 
-    from ewa3d.engine.evaluate import evaluate_folder
+    from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder
 
-    scores, lines = evaluate_folder(args.source, args.overrides)
-    print(json.dumps(scores) if args.json else "\n".join(lines))
+    scores, what = evaluate_folder(args.source, args.overrides)
+    print(json.dumps(scores) if args.json else describe_evaluation(scores, what))
+    if args.out is not None:
+        write_atomically(args.out, json.dumps(scores, indent=2) + "\n")
 
 
 if __name__ == "__main__":

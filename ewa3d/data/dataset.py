@@ -1,24 +1,65 @@
-"""What every dataset of ewa3d is once loaded: rectangular tensors in memory, served a whole batch at a time."""
+"""What every dataset of ewa3d is once loaded: tensors in memory, served a whole batch at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..ops import farthest_point_sample, gather_points
 from ..progress import track
+from .part_map import PartMap
 
 
-class PointClouds(Dataset):
-    """Labelled point clouds of equal size, in memory.
+class Clouds(Dataset):
+    """Labelled point clouds in memory: what `PointClouds` and `PartClouds` share.
 
     ``dataset[i]`` is one sample and ``dataset.batch([i, j, ...])`` a collated batch; both are dicts of tensors.
     A batch is cut from the tensors with one indexing call a key, so a loader copies every point once.
     Sampling and augmentation come later, on whole batches and on the model's device (`ewa3d.data.transforms`).
+
+    Args:
+        labels: ``(n,)`` int64, each below ``len(class_names)``.
+        class_names: one name a class.
+        sources: one text a cloud that says where it came from (file and row); ``None`` numbers them.
+    """
+
+    def __init__(self, labels: Tensor, class_names: Sequence[str], sources: Sequence[str] | None = None):
+        self.labels = labels
+        self.class_names = list(class_names)
+        self.sources = list(sources) if sources is not None else [f"cloud {i}" for i in range(len(labels))]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def source(self, index: int) -> str:
+        """The file and row that cloud ``index`` (the ``index`` of a batch) came from."""
+        return self.sources[index]
+
+    def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """The clouds ``index`` as one batch."""
+        raise NotImplementedError
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the labels mean, as JSON can hold it: checkpoints and exports carry it."""
+        return {"class_names": self.class_names}
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {key: value[0] for key, value in self.batch([index]).items()}
+
+    def __getitems__(self, index: Sequence[int]) -> dict[str, Tensor]:  # PyTorch's batched fetch
+        return self.batch(index)
+
+
+class PointClouds(Clouds):
+    """Labelled point clouds of equal size.
 
     Args:
         points: ``(n, P, 3)`` float32, normalised to the unit sphere.
@@ -26,11 +67,8 @@ class PointClouds(Dataset):
         class_names: one name a class.
         sources: one text a cloud that says where it came from (file and row); ``None`` numbers them.
         normals: ``(n, P, 3)`` float32, optional.
-        parts: ``(n, P)`` int64 part label of every point, optional.
-        part_names: one name a part, where there are parts.
 
-    A sample holds ``points (P, 3)``, ``label ()``, ``index ()`` and, where known, ``normals (P, 3)``, ``part (P,)``
-    and ``category ()`` (the label again, for part segmentation).
+    A sample holds ``points (P, 3)``, ``label ()``, ``index ()`` and, where known, ``normals (P, 3)``.
     """
 
     def __init__(
@@ -41,27 +79,14 @@ class PointClouds(Dataset):
         *,
         sources: Sequence[str] | None = None,
         normals: Tensor | None = None,
-        parts: Tensor | None = None,
-        part_names: Sequence[str] = (),
     ):
+        super().__init__(labels, class_names, sources)
         self.points = points
-        self.labels = labels
-        self.class_names = list(class_names)
         self.normals = normals
-        self.parts = parts
-        self.part_names = list(part_names)
-        self.sources = list(sources) if sources is not None else [f"cloud {i}" for i in range(len(points))]
-
-    def __len__(self) -> int:
-        return len(self.points)
 
     def __repr__(self) -> str:
         n, p, _ = self.points.shape
         return f"{type(self).__name__}({n} clouds of {p} points, {len(self.class_names)} classes)"
-
-    def source(self, index: int) -> str:
-        """The file and row that cloud ``index`` (the ``index`` of a batch) came from."""
-        return self.sources[index]
 
     def farthest_first(self, count: int) -> PointClouds:
         """This dataset with each cloud cut to its ``count`` farthest points, in the order in which they are sampled.
@@ -78,8 +103,6 @@ class PointClouds(Dataset):
         ordered.points = gather_points(self.points, index)
         if self.normals is not None:
             ordered.normals = gather_points(self.normals, index)
-        if self.parts is not None:
-            ordered.parts = self.parts.gather(1, index)
         return ordered
 
     def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
@@ -88,13 +111,87 @@ class PointClouds(Dataset):
         out = {"points": self.points[where], "label": self.labels[where], "index": where}
         if self.normals is not None:
             out["normals"] = self.normals[where]
-        if self.parts is not None:
-            out["part"] = self.parts[where]
-            out["category"] = out["label"]
         return out
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {key: value[0] for key, value in self.batch([index]).items()}
 
-    def __getitems__(self, index: Sequence[int]) -> dict[str, Tensor]:  # PyTorch's batched fetch
-        return self.batch(index)
+class PartClouds(Clouds):
+    """Point clouds of any sizes, whole, with a part label on every point.
+
+    Args:
+        points: ``(total, 3)`` float32, one cloud after the other, each normalised to the unit sphere.
+        counts: ``(n,)`` int64, the points of each cloud, 1 or more.
+        parts: ``(total,)`` int64, the part id of every point, one of its category's.
+        labels: ``(n,)`` int64, the category of each cloud.
+        part_map: the categories and their parts.
+        sources: one text a cloud that says where it came from (file and row); ``None`` numbers them.
+        normals: ``(total, 3)`` float32, optional.
+
+    A batch holds ``points (B, P, 3)`` and ``part (B, P)``, P being its largest cloud's count, ``count (B,)``,
+    ``category (B,)``, ``label (B,)`` (the same), ``index (B,)`` and, where known, ``normals (B, P, 3)``. A cloud
+    smaller than P is filled up with its last point, so nothing in a batch is not of its cloud; ``count`` says where
+    the filling begins.
+    """
+
+    def __init__(
+        self,
+        points: Tensor,
+        counts: Tensor,
+        parts: Tensor,
+        labels: Tensor,
+        part_map: PartMap,
+        *,
+        sources: Sequence[str] | None = None,
+        normals: Tensor | None = None,
+    ):
+        super().__init__(labels, part_map.categories, sources)
+        self.points = points
+        self.counts = counts
+        self.parts = parts
+        self.part_map = part_map
+        self.normals = normals
+        self._ends = counts.cumsum(0)
+
+    def __repr__(self) -> str:
+        low, high = int(self.counts.min()), int(self.counts.max())
+        size = f"{low}" if low == high else f"{low} to {high}"
+        parts = len(self.part_map.part_names)
+        return (
+            f"{type(self).__name__}({len(self)} clouds of {size} points, {len(self.class_names)} categories, "
+            f"{parts} parts)"
+        )
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {**super().metadata, "parts": {name: list(parts) for name, parts in self.part_map.parts.items()}}
+
+    def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
+        """The clouds ``index`` as one batch."""
+        where = torch.as_tensor(index, dtype=torch.long)
+        counts, ends = self.counts[where], self._ends[where]
+        places = torch.arange(int(counts.max())) + (ends - counts)[:, None]
+        places = torch.minimum(places, ends[:, None] - 1)
+        out = {
+            "points": self.points[places],
+            "part": self.parts[places],
+            "count": counts,
+            "category": self.labels[where],
+            "label": self.labels[where],
+            "index": where,
+        }
+        if self.normals is not None:
+            out["normals"] = self.normals[places]
+        return out
+
+
+def to_unit_sphere(points: ArrayLike) -> NDArray[np.float64]:
+    """Subtract each cloud's centroid and divide by its largest norm.
+
+    In float64, so that neither many points nor large coordinates cost digits.
+
+    Args:
+        points: ``(..., P, 3)``; of a cloud whose points are all one, all become the origin.
+    """
+    centred: NDArray[np.float64] = np.array(points, dtype=np.float64)
+    centred -= centred.mean(axis=-2, keepdims=True)
+    largest = np.sqrt(np.einsum("...c,...c->...", centred, centred).max(axis=-1))[..., None, None]
+    return centred / np.where(largest > 0, largest, 1)

@@ -8,15 +8,18 @@ the area of all its pieces. Lengths are in arbitrary units and y is up, as in Mo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import cos, pi, sin
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..errors import Ewa3dError
-from .dataset import PointClouds
+from .dataset import PartClouds, PointClouds, to_unit_sphere
+from .part_map import PartMap
 
 Array = NDArray[np.float64]
 Point = Array | tuple[float, float, float]
@@ -57,10 +60,16 @@ _SQUARE = [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5)]
 _BOX = _facets(np.array([[(s * x, y, s * z) for x, z in _SQUARE] for s, y in ((0, 0), (1, 0), (1, 1), (0, 1))]))
 
 
-def box(size: Point, at: Point, taper: float = 1.0) -> Array:
-    """A box of extents ``size`` standing on ``at``, the centre of its floor; ``taper`` scales its ceiling."""
+_ALL, _NO_FLOOR, _WALLS = slice(0, 24), slice(8, 24), slice(8, 16)  # triangles of _BOX
+
+
+def box(size: Point, at: Point, taper: float = 1.0, faces: slice = _ALL) -> Array:
+    """A box of extents ``size`` standing on ``at``, the centre of its floor; ``taper`` scales its ceiling.
+
+    What stands on another piece leaves its floor away: two faces in one place would make labels a matter of chance.
+    """
     narrowing = 1 + (taper - 1) * _BOX[..., 1:2] * (1, 0, 1)
-    return _BOX * narrowing * size + at
+    return (_BOX * narrowing * size + at)[faces]
 
 
 def arc(size: tuple[float, float], tube: float, span: tuple[float, float], at: Point) -> Array:
@@ -89,6 +98,11 @@ def _ring(count: int, radius: float, y: float) -> Array:
 def _corners(width: float, depth: float, y: float) -> Array:
     """The corners ``(4, 3)`` of a level rectangle about the up axis."""
     return np.array([(x * width, y, z * depth) for x, z in _SQUARE[:4]])
+
+
+def _upright(width: float, height: float) -> Array:
+    """The corners ``(4, 3)`` of a rectangle that stands on the origin in the x-y plane."""
+    return np.array([(-width / 2, 0, 0), (width / 2, 0, 0), (width / 2, height, 0), (-width / 2, height, 0)])
 
 
 def _shape(*parts: str) -> Callable[[Build], Build]:
@@ -121,13 +135,13 @@ def airplane(u: Draw) -> Pieces:
 @_shape("frame", "mattress", "headboard", "pillow")
 def bed(u: Draw) -> Pieces:
     w, d, h, soft, head = u(0.9, 1.9), u(1.9, 2.2), u(0.2, 0.4), u(0.15, 0.3), u(0.4, 0.9)
-    yield "frame", box((w, 0.12, d), (0, h - 0.12, 0))
+    yield "frame", box((w, 0.15, d), (0, h - 0.15, 0), faces=_WALLS)
     for foot in _corners(w - 0.1, d - 0.1, 0):
-        yield "frame", box((0.1, h, 0.1), foot)
-    yield "mattress", box((w - 0.06, soft, d - 0.06), (0, h, 0))
-    yield "headboard", box((w, h + head, 0.08), (0, 0, -d / 2))
+        yield "frame", box((0.1, h - 0.15, 0.1), foot)
+    yield "mattress", box((w - 0.06, soft, d - 0.06), (0, h, 0), faces=_NO_FLOOR)
+    yield "headboard", box((w, soft + head, 0.08), (0, h, -d / 2 - 0.04))
     for x in (-w / 4, w / 4) if w > 1.3 else (0,):  # a double bed has two pillows
-        yield "pillow", box((0.55, 0.1, 0.35), (x, h + soft, 0.28 - d / 2), 0.7)
+        yield "pillow", box((0.55, 0.12, 0.35), (x, h + soft, 0.28 - d / 2), 0.7, _NO_FLOOR)
 
 
 @_shape("body", "neck", "cap")
@@ -145,7 +159,7 @@ def car(u: Draw) -> Pieces:
     length, w, h, r = u(1.8, 2.4), u(0.75, 0.95), u(0.3, 0.45), u(0.17, 0.24)
     yield "body", box((length, h, w), (0, r, 0), u(0.93, 1))
     cabin = u(0.4, 0.75) * length, u(0.28, 0.45), 0.93 * w
-    yield "cabin", box(cabin, (u(-0.12, 0.05) * length, r + h, 0), u(0.65, 0.9))
+    yield "cabin", box(cabin, (u(-0.12, 0.05) * length, r + h, 0), u(0.65, 0.9), _NO_FLOOR)
     for hub in _corners(u(0.55, 0.68) * length, w, r):
         yield "wheel", rod(_moved(hub, z=-0.08), _moved(hub, z=0.08), r)
 
@@ -215,11 +229,17 @@ def rocket(u: Draw) -> Pieces:
 def sofa(u: Draw) -> Pieces:
     w, d, h, seats = u(1.3, 2.4), u(0.75, 0.95), u(0.3, 0.5), int(u(1, 4))
     arm, thick, high = u(0.12, 0.25), u(0.15, 0.28), h + u(0.15, 0.3)
-    place = (w - 2 * arm) / seats
-    yield "seat", box((w, 0.6 * h, d), (0, 0, 0))
-    for x in (np.arange(seats) - (seats - 1) / 2) * place:
-        yield "seat", box((0.96 * place, 0.4 * h, d - thick), (x, 0.6 * h, thick / 2))
-    yield "back", box((w, h + u(0.35, 0.55), thick), (0, 0, (thick - d) / 2), u(0.9, 1))
+    inner, front, behind = w - 2 * arm, d / 2, thick - d / 2
+    reach = 0.48 * inner / seats
+    yield "seat", panel(*_moved(_upright(inner, 0.6 * h), z=front))
+    for x in (np.arange(seats) - (seats - 1) / 2) * inner / seats:
+        yield "seat", panel(*_moved(_upright(2 * reach, 0.4 * h), x, 0.6 * h, front))
+        yield (
+            "seat",
+            panel((x - reach, h, front), (x + reach, h, front), (x + reach, h, behind), (x - reach, h, behind)),
+        )
+    yield "back", box((inner, u(0.35, 0.55), thick), (0, h, (thick - d) / 2), u(0.9, 1), _NO_FLOOR)
+    yield "back", panel(*_moved(_upright(inner, h), z=-d / 2))
     for side in (-0.5, 0.5):
         yield "arm", box((arm, high, d), (side * (w - arm), 0, 0))
 
@@ -266,14 +286,8 @@ def vase(u: Draw) -> Pieces:
     yield "neck", lathe(flare, (0, low + h, 0), (0, low + h + neck, 0))
 
 
-PART_NAMES = [f"{name}/{part}" for name, parts in PARTS.items() for part in parts]
-"""One name a global part id: the parts of a class are a contiguous run."""
-
-
-def _normalise(points: Array) -> Array:
-    """``(P, 3)`` moved and scaled to zero mean and largest norm 1."""
-    points = points - points.mean(axis=0)
-    return points / np.linalg.norm(points, axis=1).max()
+PART_MAP = PartMap(PARTS)
+_PART_ID = {name: i for i, name in enumerate(PART_MAP.part_names)}
 
 
 def _sample(mesh: Array, count: int, rng: np.random.Generator) -> tuple[Array, NDArray[np.intp]]:
@@ -290,21 +304,54 @@ def _cloud(name: str, count: int, noise: float, rng: np.random.Generator) -> tup
     """One shape of class ``name``: points ``(count, 3)`` and their global part ids ``(count,)``."""
     parts, meshes = zip(*_BUILD[name](rng.uniform), strict=True)
     points, triangle = _sample(np.concatenate(meshes), count, rng)
-    part = np.repeat([PART_NAMES.index(f"{name}/{part}") for part in parts], [len(mesh) for mesh in meshes])
+    part = np.repeat([_PART_ID[f"{name}/{part}"] for part in parts], [len(mesh) for mesh in meshes])
     yaw = rng.uniform(0, 2 * pi)
     turn = np.array([(cos(yaw), 0, -sin(yaw)), (0, 1, 0), (sin(yaw), 0, cos(yaw))])
-    points = _normalise(points @ turn) + noise * rng.standard_normal((count, 3))
-    return _normalise(points), part[triangle]
+    points = to_unit_sphere(points @ turn) + noise * rng.standard_normal((count, 3))
+    return to_unit_sphere(points), part[triangle]
+
+
+@dataclass
+class _Made:
+    points: Tensor  # (n, P, 3)
+    parts: Tensor  # (n, P)
+    labels: Tensor  # (n,)
+    sources: list[str]
+
+
+def _make(split: str, num_points: int, per_class: int | None, seed: int, noise: float) -> _Made:
+    """The shapes of a split, as `Shapes` describes them."""
+    if split not in _SPLITS:
+        raise Ewa3dError(f"shapes has no split '{split}': choose one of {', '.join(_SPLITS)}")
+    if num_points < 2 or seed < 0 or (per_class is not None and per_class < 1):
+        raise Ewa3dError("shapes: num_points must be at least 2, per_class at least 1 and seed at least 0")
+    names, halves = list(PARTS), list(_PER_CLASS)
+    keys = [
+        (halves.index(half), label, i)
+        for half in _SPLITS[split]
+        for i in range(per_class or _PER_CLASS[half])
+        for label in range(len(names))
+    ]
+    points = np.empty((len(keys), num_points, 3), dtype=np.float32)
+    parts = np.empty((len(keys), num_points), dtype=np.int64)
+    for row, key in enumerate(keys):
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+        points[row], parts[row] = _cloud(names[key[1]], num_points, noise, rng)
+    return _Made(
+        torch.from_numpy(points),
+        torch.from_numpy(parts),
+        torch.tensor([label for _, label, _ in keys]),
+        [f"shapes/{halves[half]}/{names[label]}/{i:04d}" for half, label, i in keys],
+    )
 
 
 class Shapes(PointClouds):
-    """Procedural objects of 13 classes with part labels: nothing to download, the same on every call.
+    """Procedural objects of 13 classes: nothing to download, the same on every call.
 
     Every shape has its own random stream, named by (seed, split, class, number): splits never share a shape, a smaller
     ``per_class`` gives the first of the shapes a larger one gives, and ``trainval`` is ``train`` followed by ``val``.
     Points are independent draws from the surface, so any prefix of a cloud is a fair sample of it. Shapes are listed
-    in turns, one of each class, so any prefix of the dataset is balanced. Chairs may lack arms, and a small part may
-    go without a point in a sparse cloud.
+    in turns, one of each class, so any prefix of the dataset is balanced.
 
     Args:
         split: ``train``, ``val``, ``trainval`` or ``test``.
@@ -323,27 +370,29 @@ class Shapes(PointClouds):
         seed: int = 0,
         noise: float = 0.01,
     ):
-        if split not in _SPLITS:
-            raise Ewa3dError(f"shapes has no split '{split}': choose one of {', '.join(_SPLITS)}")
-        if num_points < 2 or seed < 0 or (per_class is not None and per_class < 1):
-            raise Ewa3dError("shapes: num_points must be at least 2, per_class at least 1 and seed at least 0")
-        names, halves = list(PARTS), list(_PER_CLASS)
-        keys = [
-            (halves.index(half), label, i)
-            for half in _SPLITS[split]
-            for i in range(per_class or _PER_CLASS[half])
-            for label in range(len(names))
-        ]
-        points = np.empty((len(keys), num_points, 3), dtype=np.float32)
-        parts = np.empty((len(keys), num_points), dtype=np.int64)
-        for row, key in enumerate(keys):
-            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
-            points[row], parts[row] = _cloud(names[key[1]], num_points, noise, rng)
-        super().__init__(
-            torch.from_numpy(points),
-            torch.tensor([label for _, label, _ in keys]),
-            names,
-            sources=[f"shapes/{halves[half]}/{names[label]}/{i:04d}" for half, label, i in keys],
-            parts=torch.from_numpy(parts),
-            part_names=PART_NAMES,
-        )
+        made = _make(split, num_points, per_class, seed, noise)
+        super().__init__(made.points, made.labels, list(PARTS), sources=made.sources)
+
+
+class ShapeParts(PartClouds):
+    """The objects of `Shapes`, point for point, with part labels: 13 categories, 40 parts.
+
+    Chairs may lack arms, and a small part may go without a point in a sparse cloud.
+
+    Args:
+        split: and the others, see `Shapes`.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        *,
+        num_points: int = 2048,
+        per_class: int | None = None,
+        seed: int = 0,
+        noise: float = 0.01,
+    ):
+        made = _make(split, num_points, per_class, seed, noise)
+        counts = torch.full((len(made.labels),), num_points)
+        points, parts = made.points.flatten(0, 1), made.parts.flatten()
+        super().__init__(points, counts, parts, made.labels, PART_MAP, sources=made.sources)

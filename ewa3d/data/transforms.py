@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,52 @@ def sample_random(points: Tensor, num_points: int) -> Tensor:
         return _repeat(points, num_points)
     order = torch.rand(batch, count, device=points.device).topk(num_points, dim=1, sorted=False).indices
     return gather_points(points, order)
+
+
+def random_index(counts: Tensor, num_points: int, width: int) -> Tensor:
+    """Places of ``num_points`` points of clouds of different sizes, uniformly without replacement, in random order.
+
+    Where a cloud has fewer points, each of them comes once and the rest are drawn again, with replacement.
+
+    Args:
+        counts: ``(B,)`` int64, the points of each cloud, 1 or more.
+        num_points: how many of each.
+        width: the largest count, or more; given so that a GPU need not be asked.
+
+    Returns:
+        ``(B, num_points)`` int64, each below its cloud's count.
+    """
+    batch, device = len(counts), counts.device
+    keys = torch.rand(batch, width, device=device)
+    keys.masked_fill_(torch.arange(width, device=device) >= counts[:, None], -1)  # behind all points that exist
+    order = keys.topk(min(num_points, width), dim=1).indices
+    again = (torch.rand(batch, num_points, device=device) * counts[:, None]).long()
+    again = again.minimum(counts[:, None] - 1)  # the product may round up to the count
+    order = torch.cat([order, again[:, order.shape[1] :]], dim=1)
+    return torch.where(torch.arange(num_points, device=device) < counts[:, None], order, again)
+
+
+def seeded_index(counts: Tensor, index: Tensor, num_points: int, *, replacement: bool = False, seed: int = 0) -> Tensor:
+    """Like `random_index`, drawn for each cloud from a generator of its own: the same in every batch and process.
+
+    Args:
+        counts: ``(B,)`` int64, the points of each cloud, 1 or more.
+        index: ``(B,)`` int64, the place of each cloud in its dataset.
+        num_points: how many of each.
+        replacement: draw with replacement, as the official part-segmentation test does.
+        seed: of all draws.
+
+    Returns:
+        ``(B, num_points)`` int64, each below its cloud's count.
+    """
+    rows = []
+    for count, cloud in zip(counts.tolist(), index.tolist(), strict=True):
+        mixed = np.random.SeedSequence((seed, cloud)).generate_state(1)  # of a seed, PyTorch takes 32 bits
+        generator = torch.Generator().manual_seed(int(mixed[0]))
+        once = torch.randperm(count, generator=generator)[: 0 if replacement else num_points]
+        again = torch.randint(count, (num_points - len(once),), generator=generator)
+        rows.append(torch.cat([once, again]))
+    return torch.stack(rows).to(counts.device)
 
 
 def scale_and_shift(

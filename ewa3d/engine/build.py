@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,13 +14,13 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
-from ..data import PointClouds, create_dataset
+from ..data import Clouds, PointClouds, create_dataset
 from ..data.transforms import oversampled
 from ..errors import Ewa3dError
 from ..ewa import expert_layers, upcycle
 from ..models import PointTransformer, create_model, load_pretrained
 from .checkpoint import load_weights, read_state, require_checkpoint
-from .config import Config, DataConfig, TrainConfig
+from .config import Config, TrainConfig
 
 
 def keep_freed_memory() -> None:
@@ -53,22 +54,28 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def open_split(config: DataConfig, split: str) -> PointClouds:
-    """A split of the configured dataset, reduced to the farthest points that training and evaluation draw from."""
+def open_split(config: Config, split: str) -> Clouds:
+    """A split of the configured dataset.
+
+    Whole clouds for part segmentation; for classification, the farthest points that training and evaluation draw from.
+    """
+    data = config.data
+    drawn_from = oversampled(data.num_points)
     dataset = create_dataset(
-        config.name,
+        data.name,
         split,
-        root=config.root,
-        num_points=config.num_points,
-        val_fraction=config.val_fraction,
-        per_class=config.per_class,
+        task=config.task,
+        root=data.root,
+        num_points=data.num_points if config.task == "classification" else drawn_from,
+        val_fraction=data.val_fraction,
+        per_class=data.per_class,
     )
-    if dataset.points.shape[1] <= config.num_points:
+    if not isinstance(dataset, PointClouds) or dataset.points.shape[1] <= data.num_points:
         return dataset
-    return dataset.farthest_first(oversampled(config.num_points))
+    return dataset.farthest_first(drawn_from)
 
 
-def train_loader(dataset: PointClouds, config: TrainConfig) -> DataLoader:
+def train_loader(dataset: Clouds, config: TrainConfig) -> DataLoader:
     """Shuffled whole batches; the last incomplete one is dropped (BatchNorm fails on a batch of one)."""
     return DataLoader(
         dataset,
@@ -81,17 +88,23 @@ def train_loader(dataset: PointClouds, config: TrainConfig) -> DataLoader:
     )
 
 
-def eval_loader(dataset: PointClouds, config: Config, accelerator: Accelerator) -> DataLoader:
+def eval_loader(dataset: Clouds, config: Config, accelerator: Accelerator) -> DataLoader:
     """Every cloud once, in the dataset's order, shared among processes."""
     return accelerator.prepare_data_loader(DataLoader(dataset, config.eval.batch_size, collate_fn=_as_is))
 
 
-def build_model(config: Config, num_classes: int) -> tuple[PointTransformer, list[str]]:
-    """The configured model, with pretrained weights and experts where asked for, and what is to be said of it."""
+def build_model(config: Config, metadata: Mapping[str, Any]) -> tuple[PointTransformer, list[str]]:
+    """The configured model, with pretrained weights and experts where asked for, and what is to be said of it.
+
+    Args:
+        config: of the run.
+        metadata: of its dataset: the model's outputs follow from it.
+    """
     options = {k: v for k, v in asdict(config.model).items() if v is not None and k not in ("name", "pretrained")}
+    options |= output_sizes(metadata)
     notes = []
     try:
-        model = create_model(config.model.name, config.task, num_classes=num_classes, **options)
+        model = create_model(config.model.name, config.task, **options)
         if config.model.pretrained:
             notes.append(f"{config.model.pretrained}: {load_pretrained(model, config.model.pretrained)}")
         if config.ewa is not None:
@@ -102,11 +115,19 @@ def build_model(config: Config, num_classes: int) -> tuple[PointTransformer, lis
     return model, notes
 
 
+def output_sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The ``create_model`` options that follow from what the labels mean."""
+    if "parts" not in metadata:
+        return {"num_classes": len(metadata["class_names"])}
+    parts = metadata["parts"].values()
+    return {"num_classes": sum(len(names) for names in parts), "num_categories": len(parts)}
+
+
 def restore_model(folder: Path, config: Config, checkpoint: str = "best") -> PointTransformer:
     """A run's model, experts and all, with the weights of its ``best`` or ``last`` checkpoint."""
     saved = require_checkpoint(folder, checkpoint)
     fresh = replace(config, model=replace(config.model, pretrained=None))  # the checkpoint has all weights
-    model, _ = build_model(fresh, len(read_state(saved)["class_names"]))
+    model, _ = build_model(fresh, read_state(saved)["labels"])
     load_weights(saved, model)
     return model
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ..data import DATASETS
 from ..errors import Ewa3dError, first_line
 from ..ewa.averaging import SCHEDULES
 from ..models import list_models
@@ -36,13 +37,17 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    name: str = option("shapes", "dataset", ("shapes", "modelnet40"))
-    root: str | None = option(None, "where it lies (default: EWA3D_DATASETS, else the repository's datasets/)")
+    name: str = option("shapes", "dataset", sorted({name for names in DATASETS.values() for name in names}))
+    root: str | None = option(
+        None, "where it lies (default: EWA3D_DATASETS, else the repository's datasets/), or a name there"
+    )
     num_points: int = option(1024, "points a cloud that the model sees", least=1)
     train_split: str = option(
         "train", "train on: train (the rest of the official one is val) or all of it", ("train", "trainval")
     )
-    val_fraction: float = option(0.1, "part of the official training split kept for validation", least=0)
+    val_fraction: float = option(
+        0.1, "modelnet40 only: part of the official training split kept for validation", least=0
+    )
     per_class: int | None = option(None, "shapes only: shapes a class and split", least=1)
 
 
@@ -85,8 +90,16 @@ class EvalConfig:
     split: str = option("test", "split that is scored", ("train", "val", "trainval", "test"))
     batch_size: int = option(64, "clouds a batch", least=1)
     vote: int = option(
-        0, "besides the single pass, the mean logits of this many augmented draws (official: 10)", least=0
+        0,
+        "classification only: besides the single pass, the mean logits of this many augmented draws (official: 10)",
+        least=0,
     )
+    protocol: str = option(
+        "whole",
+        "part segmentation only: whole scores every point of a cloud, official a draw of data.num_points of them",
+        ("whole", "official"),
+    )
+    seed: int = option(0, "of the draws", least=0)
 
 
 @dataclass
@@ -99,7 +112,7 @@ class RunConfig:
 @dataclass
 class Config:
     recipe: str = option("shapes_classification", "name of the recipe (the file's)")
-    task: str = option("classification", "what is learned", ("classification",))
+    task: str = option("classification", "what is learned", tuple(DATASETS))
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     ewa: EwaConfig | None = field(default_factory=EwaConfig)
@@ -169,7 +182,8 @@ def to_yaml(config: Config) -> str:
 
 def describe_keys() -> str:
     """Every key with its default and meaning, for ``--help``."""
-    lines = ["recipe keys (key = default: meaning):"]
+    lines = ["recipe keys (key = default: meaning):", ""]
+    lines.append(f"  task = classification: what is learned; one of {', '.join(DATASETS)}")
     for group, cls in GROUPS.items():
         lines.append("")
         for f in fields(cls):
@@ -216,7 +230,11 @@ def _check(config: Config) -> None:
         )
     if config.train.select == "val" and config.data.train_split == "trainval":
         raise Ewa3dError("train.select=val with data.train_split=trainval would choose on training data: take last")
-    if config.train.select == "val" and config.data.name != "shapes" and config.data.val_fraction == 0:
+    if config.data.name not in (right := DATASETS[config.task]):
+        raise Ewa3dError(f"data.name={config.data.name}: not for task={config.task}: take {' or '.join(right)}")
+    if config.task == "part_segmentation" and config.eval.vote:
+        raise Ewa3dError(f"eval.vote={config.eval.vote}: votes are for classification: leave it at 0")
+    if config.train.select == "val" and config.data.name == "modelnet40" and config.data.val_fraction == 0:
         raise Ewa3dError("train.select=val needs a validation split: set data.val_fraction above 0, or take last")
 
 

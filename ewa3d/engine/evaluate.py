@@ -1,8 +1,9 @@
-"""Logits and scores of a model on a dataset: a single pass, and the vote as a score of its own."""
+"""Scores of a model on a dataset, by protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,107 +12,137 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data.transforms import sample_first, sample_random, scale_and_shift
+from ..data.transforms import sample_random, scale_and_shift
 from ..errors import Ewa3dError
 from ..ewa import expert_layers, merge
 from ..models import PointTransformer, from_pretrained
 from ..progress import track
-from .build import eval_loader, make_accelerator, open_split, restore_model
+from .build import eval_loader, make_accelerator, open_split, output_sizes, restore_model
 from .config import Config, load_config
-from .metrics import classification_scores
 from .run import load_run_config
-
-Draw = Callable[[Tensor, int], Tensor]
-
-
-def _vote_draw(points: Tensor, num_points: int) -> Tensor:
-    return scale_and_shift(sample_random(points, num_points))
+from .tasks import Batch, Classification, Task, describe_scores, make_task
 
 
 @torch.inference_mode()
-def predict_logits(
-    model: nn.Module,
+def run_batches(
+    step: Callable[[Batch], tuple[Tensor, ...]],
     loader: DataLoader,
     accelerator: Accelerator,
-    config: Config,
     precision: str = "fp32",
-    *,
-    draw: Draw = sample_first,
     label: str = "evaluating",
-) -> tuple[Tensor, Tensor]:
-    """Logits ``(n, classes)`` and labels ``(n,)`` of a whole dataset, on the CPU, in its order.
+) -> tuple[Tensor, ...]:
+    """What ``step`` returns for every cloud of a dataset, on the CPU, in the dataset's order.
 
     Several processes share the work and each returns everything, whatever their number.
 
     Args:
-        model: put into eval mode for the time.
+        step: of a batch makes tensors of one row a cloud.
         loader: from `eval_loader`.
         accelerator: devices and processes.
-        config: its ``data.num_points`` are taken of every cloud.
         precision: ``fp32`` or ``bf16`` (autocast).
-        draw: how they are taken.
         label: what the progress bar says.
     """
-    was_training = model.training
-    model.eval()
-    logits, labels = [], []
-    bar = {"unit": config.eval.batch_size, "enabled": accelerator.is_main_process}
+    batches = []
+    bar = {"unit": getattr(loader, "total_batch_size", 1), "enabled": accelerator.is_main_process}
     for batch in track(loader, label, len(loader), **bar):
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            out = model(draw(batch["points"], config.data.num_points))
-        out, truth = accelerator.gather_for_metrics((out.float(), batch["label"]))
-        logits.append(out.cpu())
-        labels.append(truth.cpu())
+            rows = step(batch)
+        batches.append([row.cpu() for row in accelerator.gather_for_metrics(rows)])
+    return tuple(torch.cat(rows) for rows in zip(*batches, strict=True))
+
+
+def score_model(
+    model: nn.Module,
+    task: Task,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    precision: str = "fp32",
+    label: str = "evaluating",
+) -> dict[str, Any]:
+    """The task's scores of a model, which is put into eval mode for the time; see `run_batches`."""
+    was_training = model.training
+    model.eval()
+
+    def step(batch: Batch) -> tuple[Tensor, ...]:
+        logits, truth = task.predict(model, batch)
+        return task.tally(logits.float(), truth, batch)
+
+    tallies = run_batches(step, loader, accelerator, precision, label)
     model.train(was_training)
-    return torch.cat(logits), torch.cat(labels)
+    return task.scores(*tallies)
 
 
 def evaluate(
-    model: nn.Module, loader: DataLoader, accelerator: Accelerator, config: Config
-) -> dict[str, dict[str, float]]:
-    """Scores by protocol, in fp32: ``single`` and, with ``eval.vote``, ``vote10`` (or as many as asked for).
+    model: nn.Module, task: Task, loader: DataLoader, accelerator: Accelerator, config: Config
+) -> dict[str, dict[str, Any]]:
+    """Scores by protocol, in fp32: the task's own and, for classification with ``eval.vote``, ``vote10`` (or others).
 
-    ``single``: one pass on farthest points. ``vote``: the mean logits of several passes on randomly drawn, scaled and
-    shifted points, always from the same seed. The two are different protocols: compare like with like.
+    A vote is the mean logits of several passes on randomly drawn, scaled and shifted points, always from the same seed.
+    Protocols are not to be compared with each other.
     """
-    logits, labels = predict_logits(model, loader, accelerator, config)
-    scores = {"single": classification_scores(logits, labels)}
-    if votes := config.eval.vote:
-        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
-        total = torch.zeros_like(logits)
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(accelerator.process_index)
-            for i in range(votes):
-                label = f"vote {i + 1}/{votes}"
-                total += predict_logits(model, loader, accelerator, config, draw=_vote_draw, label=label)[0]
-        scores[f"vote{votes}"] = classification_scores(total, labels)
+    scores = {task.protocol: score_model(model, task, loader, accelerator)}
+    if config.eval.vote and isinstance(task, Classification):
+        scores[f"vote{config.eval.vote}"] = _vote(model, task, loader, accelerator, config)
     return scores
 
 
-def evaluate_folder(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+def _vote(
+    model: nn.Module, task: Classification, loader: DataLoader, accelerator: Accelerator, config: Config
+) -> dict[str, Any]:
+    def draw(points: Tensor, num_points: int) -> Tensor:
+        return scale_and_shift(sample_random(points, num_points))
+
+    total, labels = torch.zeros(()), torch.zeros(())
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(config.eval.seed + accelerator.process_index)
+        for i in range(config.eval.vote):
+            label = f"vote {i + 1}/{config.eval.vote}"
+            step = partial(task.predict, model.eval(), draw=draw)
+            logits, labels = run_batches(step, loader, accelerator, label=label)
+            total = total + logits
+    return task.scores(total, labels)
+
+
+def evaluate_folder(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
     """Score the plain model of a run or an export on its dataset: what ``tools/evaluate.py`` does.
 
     Returns:
-        ``{"source", "split", protocol: {"oa", "macc"}}``, and the same in lines for people.
+        ``{"source", "split", protocol: scores}``, and what these were measured on, in a line for people.
     """
     model = load_model(folder)
     file = folder / "config.yaml"
     if file.is_file():
         config = load_config(file, overrides)
     else:
-        config = load_config(overrides=overrides, base={"data": model.metadata.get("data", {})})
+        known = {"task": model.config["task"], "data": model.metadata.get("data", {})}
+        config = load_config(overrides=overrides, base=known)
+    if config.task != model.config["task"]:
+        raise Ewa3dError(f"{folder} was made for task={model.config['task']}, not {config.task}: leave task out")
     accelerator = make_accelerator(config.train)
-    dataset = open_split(config.data, config.eval.split)
-    if len(dataset.class_names) != model.config["num_classes"]:
-        raise Ewa3dError(
-            f"{folder} tells {model.config['num_classes']} classes apart, {config.data.name} has "
-            f"{len(dataset.class_names)}: name the right dataset with data.name="
-        )
+    dataset = open_split(config, config.eval.split)
+    _check_labels(model, dataset.metadata, folder, config)
     model.to(accelerator.device)
-    scores = evaluate(model, eval_loader(dataset, config, accelerator), accelerator, config)
-    split = config.eval.split
+    task = make_task(config, dataset.metadata)
+    scores = evaluate(model, task, eval_loader(dataset, config, accelerator), accelerator, config)
     what = f"{folder}: {len(dataset)} clouds of {config.data.name}, {config.data.num_points} points, fp32"
-    return {"source": str(folder), "split": split, **scores}, [what, *describe_scores(scores, split)]
+    return {"source": str(folder), "split": config.eval.split, **scores}, what
+
+
+def _check_labels(model: PointTransformer, labels: dict[str, Any], folder: Path, config: Config) -> None:
+    """Raise where a model's outputs do not mean what the dataset's labels mean."""
+    known = {key: model.metadata[key] for key in labels if key in model.metadata}
+    for key, size in output_sizes(labels).items():
+        if model.config[key] != size:
+            raise Ewa3dError(
+                f"{folder} has {key}={model.config[key]}, {config.data.name} here {size}: "
+                "name the right dataset with data.name= and data.root="
+            )
+    if any(labels[key] != value for key, value in known.items()):
+        raise Ewa3dError(
+            f"{folder} was trained on other classes or parts than those of {config.data.name} here: "
+            "name the right dataset with data.name= and data.root="
+        )
 
 
 def load_model(folder: Path) -> PointTransformer:
@@ -127,9 +158,11 @@ def load_model(folder: Path) -> PointTransformer:
     return (merge(model) if expert_layers(model) else model).eval()
 
 
-def describe_scores(scores: dict[str, dict[str, float]], split: str) -> list[str]:
-    """One line a protocol, for people."""
-    return [
-        f"{split} split, {protocol}: overall accuracy {s['oa']:.2f} %, mean class accuracy {s['macc']:.2f} %"
-        for protocol, s in scores.items()
-    ]
+def describe_evaluation(scores: dict[str, Any], what: str) -> str:
+    """What `evaluate_folder` returned, for people: a line a protocol and, for part segmentation, one a category."""
+    lines = [what]
+    for protocol, found in scores.items():
+        if isinstance(found, dict):
+            lines += [f"  {name:<12} {score:6.2f} %" for name, score in found.get("per_category", {}).items()]
+            lines.append(f"{scores['split']} split, {protocol}: {describe_scores(found)}")
+    return "\n".join(lines)

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ..ewa import expert_layers, merge, merge_report
 from ..files import write_atomically
 from ..models import PointTransformer, save_pretrained
 from .build import eval_loader, make_accelerator, open_split, restore_model
 from .checkpoint import require_checkpoint
-from .evaluate import predict_logits
-from .metrics import classification_scores
+from .evaluate import run_batches, score_model
 from .run import load_run_config
+from .tasks import Batch, Task, describe_scores, make_task
 
 TOLERANCE = 1e-4  # of a logit, between the experts in eval mode and the merged model, in fp32
 
@@ -47,16 +49,16 @@ def export_run(
     plain = merge(trained).eval() if has_experts else trained
 
     split = {"last": config.data.train_split}.get(config.train.select, config.train.select)
-    dataset = open_split(config.data, split)
-    loader = eval_loader(dataset, config, accelerator)
-    after, labels = predict_logits(plain, loader, accelerator, config, label="merged")
-    before = predict_logits(trained, loader, accelerator, config, label="experts")[0] if has_experts else after
+    dataset = open_split(config, split)
+    task = make_task(config, dataset.metadata)
+    difference, before, after = _compare(trained, plain, task, eval_loader(dataset, config, accelerator), accelerator)
     report: dict[str, Any] = {
         "checkpoint": require_checkpoint(folder, checkpoint).name,
         "split": split,
-        "before": classification_scores(before, labels),
-        "after": classification_scores(after, labels),
-        "max_logit_difference": float((before - after).abs().max()),
+        "protocol": task.protocol,
+        "before": before,
+        "after": after,
+        "max_logit_difference": difference,
         "layers": merge_report(trained),
     }
     if not report["max_logit_difference"] <= TOLERANCE:
@@ -67,12 +69,31 @@ def export_run(
     if accelerator.is_main_process:
         metadata = {
             "task": config.task,
-            "class_names": dataset.class_names,
+            **dataset.metadata,
             "data": {"name": config.data.name, "num_points": config.data.num_points},
         }
         export = save_pretrained(plain, folder / "export", metadata=metadata)
         write_atomically(export / "merge_report.json", json.dumps(report, indent=2) + "\n")
     return plain, report
+
+
+def _compare(
+    trained: nn.Module, plain: nn.Module, task: Task, loader: DataLoader, accelerator: Accelerator
+) -> tuple[float, dict[str, Any], dict[str, Any]]:
+    """The largest difference between two models' logits on a dataset, and the scores of each."""
+    if trained is plain:
+        scores = score_model(plain, task, loader, accelerator, label="scoring")
+        return 0.0, scores, scores
+
+    def step(batch: Batch) -> tuple[Tensor, ...]:
+        before, truth = task.predict(trained, batch)
+        after, _ = task.predict(plain, batch)
+        difference = (before - after).abs().flatten(1).amax(dim=1)
+        return difference, *task.tally(before, truth, batch), *task.tally(after, truth, batch)
+
+    difference, *tallies = run_batches(step, loader, accelerator, label="comparing")
+    half = len(tallies) // 2
+    return float(difference.max()), task.scores(*tallies[:half]), task.scores(*tallies[half:])
 
 
 def describe_report(report: dict[str, Any]) -> list[str]:
@@ -87,9 +108,7 @@ def describe_report(report: dict[str, Any]) -> list[str]:
     else:
         lines.append("no experts: the model is plain already and is exported as it is")
     for when in ("before", "after"):
-        scores = report[when]
         lines.append(
-            f"accuracy {when} the merge ({report['split']} split): {scores['oa']:.2f} % overall, "
-            f"{scores['macc']:.2f} % class mean"
+            f"{when} the merge ({report['split']} split, {report['protocol']}): {describe_scores(report[when])}"
         )
     return lines

@@ -16,8 +16,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
-from ..data import PointClouds
-from ..data.transforms import sample_random, scale_and_shift
+from ..data import Clouds
 from ..errors import Ewa3dError
 from ..ewa import ExpertAverager, merge, merge_report
 from ..models import PointTransformer
@@ -25,10 +24,10 @@ from ..progress import track
 from . import checkpoint as ckpt
 from .build import build_model, eval_loader, make_accelerator, open_split, train_loader
 from .config import Config
-from .evaluate import describe_scores, evaluate, predict_logits
+from .evaluate import evaluate, score_model
 from .export import export_run
-from .metrics import classification_scores
 from .run import Run
+from .tasks import Task, describe_scores, make_task
 
 
 @dataclass
@@ -43,6 +42,7 @@ class Session:
     optimizer: Optimizer
     scheduler: CosineLRScheduler
     averager: ExpertAverager | None
+    task: Task
 
 
 @dataclass
@@ -67,11 +67,11 @@ def train(config: Config) -> dict[str, Any]:
     accelerator = make_accelerator(config.train)
     set_seed(config.train.seed)
     # everything that can be wrong with the input is found now, not after hours of training
-    train_set = open_split(config.data, config.data.train_split)
-    test_loader = eval_loader(open_split(config.data, config.eval.split), config, accelerator)
+    train_set = open_split(config, config.data.train_split)
+    test_loader = eval_loader(open_split(config, config.eval.split), config, accelerator)
     select_loader = None
     if config.train.select != "last":
-        select_loader = eval_loader(open_split(config.data, config.train.select), config, accelerator)
+        select_loader = eval_loader(open_split(config, config.train.select), config, accelerator)
     session, notes = start_session(config, accelerator, train_set)
 
     with Run(config, main=accelerator.is_main_process) as run:
@@ -83,25 +83,25 @@ def train(config: Config) -> dict[str, Any]:
 
         for epoch in range(progress.epoch + 1, config.train.epochs + 1):
             row = train_epoch(session, progress, epoch) | validate(session, select_loader)
-            score = row.get(f"{config.train.select}_oa", float(epoch))
+            score = row.get(f"{config.train.select}_{session.task.score}", float(epoch))
             best = progress.best is None or score > progress.best
             if best:
                 progress.best, progress.best_epoch = score, epoch
             progress.epoch = epoch
             run.record({"epoch": epoch, "step": progress.step, **row})
-            run.log(_epoch_line(epoch, row, config, best))
-            save(session, run, progress, train_set.class_names, best)
+            run.log(_epoch_line(epoch, row, session, best))
+            save(session, run, progress, train_set.metadata, best)
         return finish(session, run, test_loader, progress)
 
 
-def start_session(config: Config, accelerator: Accelerator, train_set: PointClouds) -> tuple[Session, list[str]]:
+def start_session(config: Config, accelerator: Accelerator, train_set: Clouds) -> tuple[Session, list[str]]:
     """Model, optimizer and schedules for ``train_set``, and what is to be said of them."""
     if len(train_set) < config.train.batch_size * accelerator.num_processes:
         raise Ewa3dError(
             f"train.batch_size={config.train.batch_size} on {accelerator.num_processes} process(es) is more than the "
             f"{len(train_set)} training clouds: make it smaller"
         )
-    plain, notes = build_model(config, len(train_set.class_names))
+    plain, notes = build_model(config, train_set.metadata)
     plain.to(accelerator.device)
     if accelerator.device.type == "cpu" and config.train.precision == "bf16":
         for block in plain.blocks:
@@ -119,7 +119,8 @@ def start_session(config: Config, accelerator: Accelerator, train_set: PointClou
     parameters = sum(p.numel() for p in plain.parameters())
     where = f"{accelerator.device}, {accelerator.num_processes} process(es)"
     notes.append(f"{train_set} on {where}; {parameters:,} parameters while training")
-    return Session(config, accelerator, model, plain, loader, optimizer, scheduler, averager), notes
+    task = make_task(config, train_set.metadata)
+    return Session(config, accelerator, model, plain, loader, optimizer, scheduler, averager, task), notes
 
 
 def train_epoch(session: Session, progress: Progress, epoch: int) -> dict[str, float]:
@@ -134,10 +135,11 @@ def train_epoch(session: Session, progress: Progress, epoch: int) -> dict[str, f
     bar = {"unit": config.train.batch_size, "enabled": accelerator.is_main_process}
     for batch in track(session.loader, f"epoch {epoch}/{config.train.epochs}", len(session.loader), **bar):
         with accelerator.accumulate(model):
-            points = scale_and_shift(sample_random(batch["points"], config.data.num_points))
+            inputs, truth = session.task.training_batch(batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-                logits = model(points).float()
-            loss = F.cross_entropy(logits, batch["label"], label_smoothing=config.optim.label_smoothing)
+                logits = model(*inputs).float().flatten(0, -2)
+            truth = truth.flatten()
+            loss = F.cross_entropy(logits, truth, label_smoothing=config.optim.label_smoothing)
             accelerator.backward(loss)
             if accelerator.sync_gradients and config.optim.clip_grad is not None:
                 accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
@@ -150,8 +152,8 @@ def train_epoch(session: Session, progress: Progress, epoch: int) -> dict[str, f
             session.scheduler.step_update(progress.step)
         # sums stay on the device: reading them here would make it wait in every step
         total += loss.detach()
-        correct += (logits.detach().argmax(dim=1) == batch["label"]).sum()
-        seen += len(batch["label"])
+        correct += (logits.detach().argmax(dim=1) == truth).sum()
+        seen += len(truth)
     mean_loss = float(total) / len(session.loader)
     if not math.isfinite(mean_loss):
         raise Ewa3dError(f"the training loss became {mean_loss} in epoch {epoch}: lower optim.lr, or train in fp32")
@@ -163,26 +165,25 @@ def train_epoch(session: Session, progress: Progress, epoch: int) -> dict[str, f
     }
 
 
-def validate(session: Session, loader: DataLoader | None) -> dict[str, float]:
+def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
     """Where the experts are, and the scores of the model as it would be exported on the split that chooses, if any."""
     started = time.perf_counter()
-    config, row = session.config, {}
+    config, row = session.config, dict[str, Any]()
     if session.averager is not None:
         layers = merge_report(session.plain).values()
         row["share_rate"] = session.averager.current_share_rate
         row["expert_distance"] = sum(layer["relative"] for layer in layers) / len(layers)
     if loader is not None:
         exported = merge(session.plain) if session.averager is not None else session.plain
-        logits, labels = predict_logits(exported, loader, session.accelerator, config, config.train.precision)
-        for name, score in classification_scores(logits, labels).items():
-            row[f"{config.train.select}_{name}"] = score
+        scores = score_model(exported, session.task, loader, session.accelerator, config.train.precision)
+        row |= {f"{config.train.select}_{name}": score for name, score in scores.items()}
     return row | {"eval_seconds": time.perf_counter() - started}
 
 
-def save(session: Session, run: Run, progress: Progress, class_names: list[str], best: bool) -> None:
+def save(session: Session, run: Run, progress: Progress, labels: dict[str, Any], best: bool) -> None:
     """Write a checkpoint: one process does, of all their random states."""
     averager = session.averager.state_dict() if session.averager is not None else None
-    state = {**asdict(progress), "class_names": class_names, "averager": averager}
+    state = {**asdict(progress), "labels": labels, "averager": averager}
     state["random"] = gather_object([ckpt.random_state()])
     if session.accelerator.is_main_process:
         ckpt.save_checkpoint(run.checkpoints, session.plain, session.optimizer, state, best=best)
@@ -210,7 +211,7 @@ def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -
     """Export the chosen epoch, score it once, draw the curves, and say what was reached and where it lies."""
     config, accelerator = session.config, session.accelerator
     model, report = export_run(run.dir, accelerator=accelerator)
-    scores = evaluate(model, loader, accelerator, config)
+    scores = evaluate(model, session.task, loader, accelerator, config)
     result = {
         "split": config.eval.split,
         "step": progress.step,
@@ -230,8 +231,8 @@ def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -
         config.train.select
     ]
     run.log(f"epoch {progress.best_epoch} of {config.train.epochs} ({chosen})")
-    for line in describe_scores(scores, config.eval.split):
-        run.log(line)
+    for protocol, by_name in scores.items():
+        run.log(f"{config.eval.split} split, {protocol}: {describe_scores(by_name)}")
     run.log(f"run: {run.dir}   plain model: {run.dir / 'export'}   curves: {run.dir / 'curves.png'}")
     return result
 
@@ -259,14 +260,16 @@ def make_scheduler(optimizer: Optimizer, config: Config, steps_per_epoch: int) -
     )
 
 
-def _epoch_line(epoch: int, row: dict[str, Any], config: Config, best: bool) -> str:
+def _epoch_line(epoch: int, row: dict[str, Any], session: Session, best: bool) -> str:
+    config, select = session.config, session.config.train.select
     parts = [
         f"epoch {epoch}/{config.train.epochs}",
         f"loss {row['train_loss']:.3f}",
         f"train {row['train_oa']:.1f} %",
     ]
-    if (score := row.get(f"{config.train.select}_oa")) is not None:
-        parts.append(f"{config.train.select} {score:.2f} %{' *' if best else ''}")
+    if (score := row.get(f"{select}_{session.task.score}")) is not None:
+        kind = "mIoU " if session.task.score == "instance_miou" else ""
+        parts.append(f"{select} {kind}{score:.2f} %{' *' if best else ''}")
     if "expert_distance" in row:
         parts.append(f"β {row['share_rate']:.3f}, experts {row['expert_distance']:.1e} apart")
     return "  ".join([*parts, f"{row['train_seconds'] + row['eval_seconds']:.0f} s"])

@@ -4,9 +4,11 @@ from .backbone import PointTransformer
 from .classification import PointClassifier
 from .pretrained import LoadReport, from_pretrained, load_pretrained, save_pretrained
 from .registry import create_model, list_models
+from .segmentation import PartSegmenter
 
 __all__ = [
     "LoadReport",
+    "PartSegmenter",
     "PointClassifier",
     "PointTransformer",
     "create_model",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from timm.models.vision_transformer import Block
@@ -54,6 +55,13 @@ class PointTransformer(nn.Module):
 
     def encode(self, tokens: Tensor, position: Tensor) -> Tensor:
         """All blocks and the final norm: tokens and their position embeddings, both ``(B, T, C)``, to ``(B, T, C)``."""
-        for block in self.blocks:
+        return self.encode_levels(tokens, position, [len(self.blocks)])[0]
+
+    def encode_levels(self, tokens: Tensor, position: Tensor, levels: Sequence[int]) -> list[Tensor]:
+        """Like `encode`, after each of ``levels`` blocks; the norm is the same one."""
+        outputs = {}
+        for i, block in enumerate(self.blocks, 1):
             tokens = block(tokens + position)
-        return self.norm(tokens)
+            if i in levels:
+                outputs[i] = self.norm(tokens)
+        return [outputs[level] for level in levels]

@@ -16,10 +16,26 @@ _PREFIXES = (
     ("encoder.second_conv.", "patch_embed.mlp2."),
     ("reduce_dim.", "patch_embed.proj."),
     ("blocks.blocks.", "blocks."),
+    ("label_conv.", "head.category_embed."),
+    ("propagation_0.mlp_convs.0.", "head.propagate.0."),
+    ("propagation_0.mlp_bns.0.", "head.propagate.1."),
+    ("propagation_0.mlp_convs.1.", "head.propagate.3."),
+    ("propagation_0.mlp_bns.1.", "head.propagate.4."),
+    ("convs1.", "head.classify.0."),
+    ("bns1.", "head.classify.1."),
+    ("convs2.", "head.classify.4."),
+    ("bns2.", "head.classify.5."),
+    ("convs3.", "head.classify.7."),
     ("cls_head_finetune.", "head."),
 )
 _SAME = ("cls_token", "cls_pos", "pos_embed.", "norm.")
-_CONVOLUTIONS = ("patch_embed.mlp1.", "patch_embed.mlp2.")
+_CONVOLUTIONS = (
+    "patch_embed.mlp1.",
+    "patch_embed.mlp2.",
+    "head.category_embed.",
+    "head.propagate.",
+    "head.classify.",
+)
 
 # what precedes the encoder's keys in the files of pretrained models
 _PRETRAINING = ("MAE_encoder.", "transformer_q.")

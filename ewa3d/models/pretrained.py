@@ -23,6 +23,7 @@ from ..files import write_atomically
 from .backbone import PointTransformer
 from .official import from_official, is_official, to_official
 from .registry import create_model
+from .segmentation import PartSegmenter
 
 _CONTAINERS = ("base_model", "model", "model_state_dict", "state_dict")
 
@@ -147,7 +148,11 @@ def save_pretrained(
         path = path if path.suffix else path.with_suffix(".pth")
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
-        torch.save({"base_model": to_official(state), "epoch": 0, "metrics": {}, "best_metrics": {}}, content)
+        theirs = to_official(state)
+        if isinstance(model, PartSegmenter):
+            torch.save({"model_state_dict": theirs, "epoch": 0}, content)
+        else:
+            torch.save({"base_model": theirs, "epoch": 0, "metrics": {}, "best_metrics": {}}, content)
         write_atomically(path, content.getvalue())
         return path
     raise ValueError(f"unknown format {format!r}: choose ewa3d or official")

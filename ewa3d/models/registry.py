@@ -9,17 +9,17 @@ from typing import Any
 
 from .backbone import PointTransformer
 from .classification import PointClassifier
+from .segmentation import PartSegmenter
 
-FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
-    "point_mae": {"classification": {"head_norm": True}},
-    "point_bert": {"classification": {"head_norm": False, "encoder_dim": 256}},
-}
+FAMILIES: dict[str, dict[str, Any]] = {"point_mae": {}, "point_bert": {"encoder_dim": 256}}
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6},  # the official models
     "base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
 }
-TASKS: dict[str, type[PointTransformer]] = {"classification": PointClassifier}
+TASKS: dict[str, type[PointTransformer]] = {"classification": PointClassifier, "part_segmentation": PartSegmenter}
+# the classes of ModelNet40, the parts of ShapeNetPart
+_NUM_CLASSES = {"classification": 40, "part_segmentation": 50}
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -31,7 +31,8 @@ def create_model(
     name: str,
     task: str = "classification",
     *,
-    num_classes: int = 40,
+    num_classes: int | None = None,
+    num_categories: int | None = None,
     pretrained: str | Path | None = None,
     **overrides: Any,
 ) -> PointTransformer:
@@ -39,8 +40,9 @@ def create_model(
 
     Args:
         name: one of `list_models`, e.g. ``point_mae_small``.
-        task: ``classification``.
-        num_classes: size of the logits.
+        task: ``classification`` (`PointClassifier`) or ``part_segmentation`` (`PartSegmenter`).
+        num_classes: size of the logits: classes (40), or the parts of all categories (50).
+        num_categories: part segmentation only: categories of whole shapes (16).
         pretrained: weights to start from: see `ewa3d.load_pretrained`.
         overrides: any of ``embed_dim``, ``depth``, ``num_heads``, ``num_groups`` (64), ``group_size`` (32),
             ``drop_path_rate`` (0.1), ``fps_min_norm`` (``None``; ``1e-3**0.5`` is the official rule).
@@ -64,12 +66,19 @@ def create_model(
     if unknown := sorted(set(overrides) - known):
         raise ValueError(f"unknown model option {unknown[0]!r}: choose from {', '.join(sorted(known))}")
     family, size = name.rsplit("_", 1)
-    arguments = FAMILIES[family][task] | SIZES[size] | overrides
+    arguments = FAMILIES[family] | SIZES[size] | overrides
     if arguments["embed_dim"] % arguments["num_heads"]:
         raise ValueError(f"embed_dim {arguments['embed_dim']} is no multiple of num_heads {arguments['num_heads']}")
+    labels = {"num_classes": _NUM_CLASSES[task] if num_classes is None else num_classes}
+    if task == "part_segmentation":
+        labels["num_categories"] = 16 if num_categories is None else num_categories
+    elif num_categories is not None:
+        raise ValueError("num_categories is for part segmentation: leave it out, or take task='part_segmentation'")
+    else:
+        arguments["head_norm"] = family == "point_mae"
     build: Any = TASKS[task]
-    model: PointTransformer = build(num_classes=num_classes, **arguments)
-    model.config = {"name": name, "task": task, "num_classes": num_classes, **overrides}
+    model: PointTransformer = build(**labels, **arguments)
+    model.config = {"name": name, "task": task, **labels, **overrides}
     if pretrained is not None:
         from .pretrained import load_pretrained
 

@@ -303,9 +303,8 @@ def test_a_bad_text_file_is_named_with_its_line(tmp_path, lines, match):
 def test_a_bad_text_file_is_named_when_many_are_parsed_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     folder = write_text(tmp_path / "set", train=12)
-    alone = [
-        text_clouds.parse_text_cloud(folder / source) for source in ModelNet40(folder, "trainval", cache=False).sources
-    ]
+    sources = ModelNet40(folder, "trainval", cache=False).sources
+    alone = [text_clouds.parse_text_cloud(folder / source, text_clouds.MODELNET_ROWS) for source in sources]
     many = ModelNet40(folder, "trainval", normals=True)
     assert len(alone) == len(many) == 36
     torch.testing.assert_close(many.normals, torch.from_numpy(np.stack(alone)[..., 3:]))
@@ -447,7 +446,7 @@ def test_parsed_text_is_cached_and_the_data_folder_is_left_alone(tmp_path, own_c
     assert sorted(folder.rglob("*")) == before
     assert len(list(own_cache.rglob("*.h5"))) == len([p for p in own_cache.rglob("*") if p.is_file()]) == 1
 
-    monkeypatch.setattr(text_clouds, "parse_text_cloud", lambda path: pytest.fail(f"parsed {path} again"))
+    monkeypatch.setattr(text_clouds, "parse_text_cloud", lambda path, rows: pytest.fail(f"parsed {path} again"))
     second = ModelNet40(folder, "trainval", normals=True)
     assert torch.equal(first.points, second.points) and torch.equal(first.normals, second.normals)
     assert ModelNet40(folder, "trainval").normals is None

@@ -3,14 +3,11 @@ import pytest
 import torch
 from sklearn.ensemble import RandomForestClassifier
 
-from ewa3d.data.shapes import PART_NAMES, PARTS, Shapes
+from ewa3d.data.shapes import PART_MAP, PARTS, ShapeParts, Shapes
 from ewa3d.errors import Ewa3dError
+from ewa3d.ops import knn
 
 SPLITS = ("train", "val", "trainval", "test")
-
-
-def same(a: Shapes, b: Shapes) -> bool:
-    return all(torch.equal(getattr(a, key), getattr(b, key)) for key in ("points", "labels", "parts"))
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +15,24 @@ def shapes() -> Shapes:
     return Shapes("train", num_points=512, per_class=12)
 
 
-def test_same_arguments_give_the_same_tensors(shapes):
-    assert same(shapes, Shapes("train", num_points=512, per_class=12))
+@pytest.fixture(scope="module")
+def parted() -> ShapeParts:
+    return ShapeParts("train", num_points=512, per_class=12)
+
+
+def test_same_arguments_give_the_same_tensors(shapes, parted):
+    for first, second in (
+        (shapes, Shapes("train", num_points=512, per_class=12)),
+        (parted, ShapeParts("train", num_points=512, per_class=12)),
+    ):
+        a, b = first.batch(range(len(first))), second.batch(range(len(second)))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_shapes_with_parts_are_the_same_shapes(shapes, parted):
+    assert torch.equal(parted.points.view(-1, 512, 3), shapes.points)
+    assert torch.equal(parted.labels, shapes.labels)
+    assert parted.sources == shapes.sources and parted.class_names == shapes.class_names
 
 
 def test_another_seed_shares_no_shape(shapes):
@@ -47,7 +60,6 @@ def test_any_prefix_of_the_dataset_is_balanced(shapes):
 def test_trainval_is_train_then_val():
     train, val, both = (Shapes(s, num_points=64, per_class=4) for s in ("train", "val", "trainval"))
     assert torch.equal(both.points, torch.cat([train.points, val.points]))
-    assert torch.equal(both.parts, torch.cat([train.parts, val.parts]))
     assert both.sources == train.sources + val.sources
 
 
@@ -65,31 +77,40 @@ def test_clouds_are_normalised(shapes):
     torch.testing.assert_close(shapes.points.norm(dim=2).amax(dim=1), torch.ones(len(shapes)))
 
 
-def test_part_ids_are_one_run_a_class_and_every_part_occurs(shapes):
-    start = 0
-    for label, (name, parts) in enumerate(PARTS.items()):
-        ids = range(start, start + len(parts))
-        assert [shapes.part_names[i] for i in ids] == [f"{name}/{part}" for part in parts]
-        assert 2 <= len(parts) <= 5
-        assert set(shapes.parts[shapes.labels == label].unique().tolist()) == set(ids)
-        start = ids.stop
-    assert shapes.part_names == PART_NAMES and len(PART_NAMES) == start
+def test_every_part_of_a_class_occurs_and_no_other(parted):
+    assert PART_MAP.parts == PARTS == parted.part_map.parts
+    parts = parted.parts.view(len(parted), -1)
+    for label, names in enumerate(PARTS.values()):
+        assert 2 <= len(names) <= 5
+        assert set(parts[parted.labels == label].unique().tolist()) == set(PART_MAP.range_of(label))
 
 
-def test_part_labels_follow_the_points(shapes):
+def test_part_labels_follow_the_points(parted):
     """Up is y: a part that stands on another has the higher points, cloud by cloud."""
+    names = PART_MAP.part_names
     for above, below in (("table/top", "table/leg"), ("lamp/shade", "lamp/base"), ("rocket/nose", "rocket/fin")):
-        up, down = PART_NAMES.index(above), PART_NAMES.index(below)
-        clouds = shapes.labels == shapes.class_names.index(above.split("/")[0])
-        for height, part in zip(shapes.points[clouds][..., 1], shapes.parts[clouds], strict=True):
+        up, down = names.index(above), names.index(below)
+        batch = parted.batch(torch.nonzero(parted.labels == parted.class_names.index(above.split("/")[0])).flatten())
+        for height, part in zip(batch["points"][..., 1], batch["part"], strict=True):
             assert height[part == up].mean() > height[part == down].mean() + 0.2
 
 
-def test_sample_tells_where_it_came_from(shapes):
-    sample = shapes[len(PARTS) + 3]
-    assert shapes.source(int(sample["index"])) == f"shapes/train/{shapes.class_names[sample['label']]}/0001"
-    assert sample["category"] == sample["label"] == 3
-    assert sample["part"].shape == (512,)
+def test_parts_can_be_told_by_where_points_are():
+    """Coinciding faces would make labels a matter of chance: points near each other mostly have one part."""
+    data = ShapeParts("val", num_points=4096, per_class=3)
+    for cloud in range(len(data)):
+        sample = data[cloud]
+        neighbor = knn(sample["points"][None], sample["points"][None], 5)[0]
+        agree = (sample["part"][neighbor] == sample["part"][:, None]).float().mean()
+        assert agree > 0.93, data.source(cloud)
+
+
+def test_sample_tells_where_it_came_from(shapes, parted):
+    for data in (shapes, parted):
+        sample = data[len(PARTS) + 3]
+        assert data.source(int(sample["index"])) == f"shapes/train/{shapes.class_names[sample['label']]}/0001"
+        assert sample["label"] == 3
+    assert sample["category"] == 3 and sample["count"] == 512 and sample["part"].shape == (512,)
 
 
 def test_shapes_of_a_class_vary(shapes):
@@ -110,10 +131,11 @@ def test_yaw_is_random(shapes):
 
 
 def test_any_prefix_of_a_cloud_is_a_fair_sample():
-    data = Shapes("train", num_points=2048, per_class=4)
-    head, tail = data.points[:, :512], data.points[:, 512:]
+    data = ShapeParts("train", num_points=2048, per_class=4)
+    points = data.points.view(len(data), 2048, 3)
+    head, tail = points[:, :512], points[:, 512:]
     assert (head.mean(dim=1) - tail.mean(dim=1)).abs().max() < 0.15
-    is_part = torch.nn.functional.one_hot(data.parts).double()
+    is_part = torch.nn.functional.one_hot(data.parts.view(len(data), 2048)).double()
     assert (is_part[:, :512].mean(dim=1) - is_part[:, 512:].mean(dim=1)).abs().max() < 0.15
 
 

@@ -2,9 +2,18 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ewa3d.data import Shapes
-from ewa3d.data.transforms import oversampled, sample_first, sample_random, scale_and_shift
+from ewa3d.data import PointClouds, Shapes
+from ewa3d.data.transforms import (
+    oversampled,
+    random_index,
+    sample_first,
+    sample_random,
+    scale_and_shift,
+    seeded_index,
+)
 from ewa3d.ops import farthest_point_sample, gather_points
 
 
@@ -20,13 +29,11 @@ def test_evaluation_takes_the_farthest_points():
     assert dataset.points.shape == (26, 100, 3), "the dataset itself stays"
 
 
-def test_farthest_first_takes_labels_along():
-    dataset = Shapes("val", num_points=100, per_class=2)
-    ordered = dataset.farthest_first(40)
-    for before, after in zip((dataset[i] for i in range(26)), (ordered[i] for i in range(26)), strict=True):
-        part_of = {tuple(p): part for p, part in zip(before["points"].tolist(), before["part"].tolist(), strict=True)}
-        assert [part_of[tuple(p)] for p in after["points"].tolist()] == after["part"].tolist()
-        assert before["label"] == after["label"]
+def test_farthest_first_takes_normals_along():
+    points = torch.nn.functional.normalize(torch.randn(2, 50, 3), dim=2)
+    ordered = PointClouds(points, torch.zeros(2, dtype=torch.long), ["ball"], normals=points.clone()).farthest_first(20)
+    assert ordered.points.shape == (2, 20, 3)
+    assert torch.equal(ordered.normals, ordered.points)
 
 
 def test_training_draws_from_the_official_oversample():
@@ -76,3 +83,51 @@ def test_isotropic_scaling_keeps_proportions():
     out = scale_and_shift(points, (0.8, 1.25), 0.1, isotropic=True)
     scale = (out[:, 0] - out[:, 1]) / (points[:, 0] - points[:, 1])
     torch.testing.assert_close(scale[:, 0], scale[:, 1], rtol=1e-3, atol=1e-3)
+
+
+counts_and_size = st.tuples(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 20))
+
+
+@given(counts_and_size, st.integers(0, 5))
+def test_a_random_index_repeats_no_point_before_all_have_come(drawn, margin):
+    counts, size = drawn
+    index = random_index(torch.tensor(counts), size, max(counts) + margin)
+    assert index.shape == (len(counts), size)
+    for row, count in zip(index.tolist(), counts, strict=True):
+        assert set(row) <= set(range(count))
+        assert len(set(row)) == min(count, size)
+
+
+def test_a_random_index_is_uniform_and_differs_from_call_to_call():
+    counts = torch.tensor([10, 40]).repeat(500)
+    index = random_index(counts, 5, 40)
+    assert not torch.equal(index, random_index(counts, 5, 40))
+    for count in (10, 40):
+        often = torch.bincount(index[counts == count].flatten(), minlength=count) / 500
+        assert (often - 5 / count).abs().max() < 0.12
+
+
+@given(counts_and_size, st.booleans(), st.integers(0, 3))
+def test_a_seeded_index_depends_on_the_cloud_alone(drawn, replacement, seed):
+    counts, size = drawn
+    options = {"num_points": size, "replacement": replacement, "seed": seed}
+    index = torch.arange(len(counts)) + 7
+    together = seeded_index(torch.tensor(counts), index, **options)
+    torch.rand(3)
+    for row, count, cloud in zip(together, counts, index, strict=True):
+        assert torch.equal(row, seeded_index(torch.tensor([count]), cloud[None], **options)[0])
+        assert row.min() >= 0 and row.max() < count
+        if not replacement:
+            assert len(row.unique()) == min(count, size)
+
+
+def test_seeds_clouds_and_replacement_change_a_seeded_index():
+    counts = torch.tensor([1000])
+    first = seeded_index(counts, torch.tensor([0]), 800)
+    for other in (
+        seeded_index(counts, torch.tensor([1]), 800),
+        seeded_index(counts, torch.tensor([0]), 800, seed=1),
+        seeded_index(counts, torch.tensor([0]), 800, replacement=True),
+    ):
+        assert not torch.equal(first, other)
+    assert 520 < len(other.unique()) < 580, "800 of 1000 with replacement: 1000 (1 - exp(-0.8)) = 551 of them"

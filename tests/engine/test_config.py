@@ -59,6 +59,8 @@ def test_a_configuration_round_trips(tmp_path):
         ("ewa.schedule=sine", r"ewa\.schedule=sine: no such choice: did you mean cosine\?|choose one of"),
         ("model.name=point_mae", r"model\.name=point_mae: no such choice: did you mean point_mae_"),
         ("data.name=modelnet", r"data\.name=modelnet: no such choice: did you mean modelnet40\?"),
+        ("data.name=shapenetpart", "data.name=shapenetpart: not for task=classification: take shapes or modelnet40"),
+        ("task=segmentation", r"task=segmentation: no such choice: did you mean part_segmentation\?"),
         ("train.precision=fp16", r"train\.precision=fp16: no such choice: did you mean bf16\?|fp32"),
         ("data.num_points=20", r"model\.group_size=32: a group has no more points than the cloud, data\.num_points=20"),
         ("train.select=test", "the test split chooses nothing unless the recipe is called official"),

@@ -1,7 +1,7 @@
 """Evaluation and export: protocols by name, and merges that are proved or refused."""
 
 import json
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +10,10 @@ from ewa3d import Ewa3dError
 from ewa3d.engine import export
 from ewa3d.engine.build import eval_loader, make_accelerator, open_split, restore_model
 from ewa3d.engine.config import load_config
-from ewa3d.engine.evaluate import evaluate_folder, load_model, predict_logits
+from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder, load_model, run_batches
 from ewa3d.engine.export import MergeError, describe_report, export_run
 from ewa3d.engine.run import load_run_config
+from ewa3d.engine.tasks import make_task
 from ewa3d.engine.train import train
 
 
@@ -28,19 +29,21 @@ def test_run_and_export_score_what_training_said(finished):
     folder, result = finished
     for source in (folder, folder / "export"):
         extra = ["data.per_class=4"] if source.name == "export" else []  # an export does not know the run's subset
-        scores, lines = evaluate_folder(source, extra)
+        scores, what = evaluate_folder(source, extra)
         assert scores["split"] == "test"
         assert scores["single"]["oa"] == result["single_oa"]
-        assert f"test split, single: overall accuracy {result['single_oa']:.2f} %" in lines[-1]
+        last = describe_evaluation(scores, what).splitlines()[-1]
+        assert f"test split, single: overall accuracy {result['single_oa']:.2f} %" in last
 
 
 def test_the_vote_is_a_score_of_its_own_and_repeats(finished):
     folder, _ = finished
-    first, lines = evaluate_folder(folder, ["eval.vote=3"])
+    first, what = evaluate_folder(folder, ["eval.vote=3"])
     torch.manual_seed(99)
     second, _ = evaluate_folder(folder, ["eval.vote=3"])
     assert set(first) == {"source", "split", "single", "vote3"}
     assert first == second, "a vote is drawn from the same seed each time"
+    lines = describe_evaluation(first, what).splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == ["test split, single", "test split, vote3"]
 
 
@@ -52,8 +55,9 @@ def test_logits_come_in_the_dataset_s_order_whatever_the_batch_size(finished):
         config = load_run_config(folder)
         config.eval.batch_size = size
         accelerator = make_accelerator(config.train)
-        dataset = open_split(config.data, "val")
-        out, labels = predict_logits(model, eval_loader(dataset, config, accelerator), accelerator, config)
+        dataset = open_split(config, "val")
+        step = partial(make_task(config, dataset.metadata).predict, model)
+        out, labels = run_batches(step, eval_loader(dataset, config, accelerator), accelerator)
         assert torch.equal(labels, dataset.labels)
         logits.append(out)
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
@@ -69,8 +73,8 @@ def test_the_report_proves_the_merge(finished):
     assert report["max_logit_difference"] <= 1e-6
     assert report["before"] == report["after"]
     lines = describe_report(report)
-    assert lines[-2].startswith("accuracy before the merge (val split): ")
-    assert lines[-1].startswith("accuracy after the merge (val split): ")
+    assert lines[-2].startswith("before the merge (val split, single): overall accuracy ")
+    assert lines[-1].startswith("after the merge (val split, single): overall accuracy ")
     saved = (folder / "checkpoints" / "last").read_text().strip()
     assert report["checkpoint"] == saved
     experts = restore_model(folder, load_run_config(folder), "last").eval()
@@ -131,11 +135,11 @@ def test_a_damaged_checkpoint_is_named(finished, tmp_path):
 
 def test_a_dataset_of_other_classes_is_refused(finished, tmp_path, monkeypatch):
     folder, _ = finished
-    from ewa3d.data import shapes
-
-    wrong = open_split(load_run_config(folder).data, "val")
-    wrong.class_names = wrong.class_names[:5]
+    wrong = open_split(load_run_config(folder), "val")
     monkeypatch.setattr("ewa3d.engine.evaluate.open_split", lambda *_: wrong)
-    assert len(shapes.PARTS) == 13
-    with pytest.raises(Ewa3dError, match="tells 13 classes apart, shapes has 5"):
-        evaluate_folder(Path(folder))
+    wrong.class_names = wrong.class_names[::-1]
+    with pytest.raises(Ewa3dError, match="was trained on other classes or parts than those of shapes here"):
+        evaluate_folder(folder)
+    wrong.class_names = wrong.class_names[:5]
+    with pytest.raises(Ewa3dError, match="has num_classes=13, shapes here 5"):
+        evaluate_folder(folder)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from timm.scheduler import CosineLRScheduler
 
 import ewa3d
+from ewa3d.data.shapes import PARTS
 from ewa3d.engine import train as engine
 from ewa3d.engine.build import build_model, restore_model
 from ewa3d.engine.checkpoint import find_checkpoint
@@ -50,7 +51,7 @@ def test_the_export_is_a_plain_model_with_the_run_s_class_names(tiny_config):
     model = ewa3d.from_pretrained(export)
     assert model.metadata["class_names"][:2] == ["airplane", "bed"]
     assert not any("experts" in key for key in load_file(export / "model.safetensors"))
-    plain, _ = build_model(tiny_config("ewa=null"), 13)
+    plain, _ = build_model(tiny_config("ewa=null"), model.metadata)
     plain.load_state_dict(model.state_dict(), strict=True)
 
 
@@ -59,7 +60,7 @@ def test_at_learning_rate_zero_experts_end_where_the_schedule_predicts(tiny_conf
         "optim.lr=0", "optim.min_lr=0", "optim.warmup_lr=0", "ewa.init=independent", "ewa.share_rate=0.05"
     )
     torch.manual_seed(config.train.seed)  # as the loop seeds itself before it builds the model
-    start = expert_distances(build_model(config, 13)[0])
+    start = expert_distances(build_model(config, {"class_names": list(PARTS)})[0])
     train(config)
     folder = Path(config.run.dir)
     end = expert_distances(restore_model(folder, load_run_config(folder), "last"))

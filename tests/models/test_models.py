@@ -85,6 +85,7 @@ def test_bf16_autocast_stays_close():
     [
         ({"name": "point_mae_smal"}, r"unknown model 'point_mae_smal': did you mean 'point_mae_small'\?"),
         ({"name": "point_mae_tiny", "task": "detection"}, "unknown task 'detection': choose one of classification"),
+        ({"name": "point_mae_tiny", "num_categories": 3}, "num_categories is for part segmentation"),
         ({"name": "point_mae_tiny", "dim": 3}, "unknown model option 'dim'"),
         ({"name": "point_mae_tiny", "embed_dim": 25}, "embed_dim 25 is no multiple of num_heads 3"),
     ],

@@ -31,6 +31,36 @@ def test_logits_are_those_of_the_official_model(official, family):
     torch.testing.assert_close(logits, torch.from_numpy(fixture.arrays["logits"]), rtol=0, atol=1e-4)
 
 
+def official_partseg():
+    return ewa3d.create_model(
+        "point_mae_small", task="part_segmentation", num_groups=128, fps_min_norm=OFFICIAL_NORM
+    ).eval()
+
+
+def test_part_log_probabilities_are_those_of_the_official_model(official):
+    fixture = official("point_mae_partseg")
+    model = official_partseg()
+    assert sum(p.numel() for p in model.parameters()) == fixture.parameters
+    ours, left_over = from_official(fixture.state)
+    assert left_over == []
+    model.load_state_dict(ours, strict=True)
+    points, category = (torch.from_numpy(fixture.arrays[name]) for name in ("points", "category"))
+    with torch.inference_mode():
+        log_probs = model(points, category.long()).log_softmax(dim=-1)
+    torch.testing.assert_close(log_probs, torch.from_numpy(fixture.arrays["log_probs"]), rtol=0, atol=1e-4)
+
+
+def test_a_part_segmentation_file_goes_in_and_out_key_by_key(official, tmp_path):
+    fixture = official("point_mae_partseg")
+    model = official_partseg()
+    file = write_official(tmp_path / "partseg.pth", fixture.state, container="model_state_dict")
+    assert len(ewa3d.load_pretrained(model, file, strict=True).matched) == len(fixture.manifest) == 192
+    written = torch.load(ewa3d.save_pretrained(model, tmp_path / "out.pth", format="official"), weights_only=True)
+    theirs = written["model_state_dict"]
+    assert theirs.keys() == fixture.state.keys()
+    assert all(torch.equal(theirs[key], fixture.state[key]) for key in theirs)
+
+
 def test_centers_are_those_of_the_official_operator(official):
     arrays = official("point_mae_cls").arrays
     picks = farthest_point_sample(torch.from_numpy(arrays["points"]), 64, min_norm=OFFICIAL_NORM)
