@@ -26,9 +26,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON object to a file")
     args = parser.parse_intermixed_args()
 
+    from accelerate import PartialState
+
     from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder
 
     scores, what = evaluate_folder(args.source, args.overrides)
+    if not PartialState().is_main_process:
+        return
     print(json.dumps(scores) if args.json else describe_evaluation(scores, what))
     if args.out is not None:
         write_atomically(args.out, json.dumps(scores, indent=2) + "\n")

@@ -126,6 +126,8 @@ def evaluate_folder(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[s
     task = make_task(config, dataset.metadata)
     scores = evaluate(model, task, eval_loader(dataset, config, accelerator), accelerator, config)
     what = f"{folder}: {len(dataset)} clouds of {config.data.name}, {config.data.num_points} points, fp32"
+    if accelerator.num_processes > 1:
+        what += f", {accelerator.num_processes} processes"
     return {"source": str(folder), "split": config.eval.split, **scores}, what
 
 

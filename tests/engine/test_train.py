@@ -116,7 +116,9 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("options", [[], ["ewa=null"], ["train.accumulation=2", "train.num_workers=1"]])
+@pytest.mark.parametrize(
+    "options", [[], ["ewa=null"], ["train.accumulation=2", "train.num_workers=1"], ["task=part_segmentation"]]
+)
 def test_a_resumed_run_ends_as_the_one_that_never_stopped(tiny_config, monkeypatch, options):
     whole, stopped = tiny_config(*options, dir="whole"), tiny_config(*options, dir="stopped")
     train(whole)
