@@ -8,7 +8,7 @@ from typing import Any
 
 
 def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw loss, accuracy, learning rate and, with experts, their distance from the mean, over epochs.
+    """Draw loss, accuracy, learning rate and, where there are, instance mIoU and the experts' distance, over epochs.
 
     Args:
         rows: of ``metrics.jsonl``; those with an ``epoch`` are drawn.
@@ -22,6 +22,9 @@ def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ("overall accuracy, %", {"train_oa": "train (augmented)", "val_oa": "val", "test_oa": "test"}),
         ("learning rate", {"lr": "learning rate"}),
     ]
+    mious = {f"{split}_instance_miou": split for split in ("val", "test")}
+    if any(key in row for row in epochs for key in mious):
+        panels.insert(2, ("instance mIoU, %", mious))
     if any("expert_distance" in row for row in epochs):
         panels.append(("experts: distance from mean / norm of mean", {"expert_distance": "distance"}))
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")

@@ -6,17 +6,18 @@ from matplotlib.image import imread
 from ewa3d.viz.plots import training_curves
 
 
-def rows(experts: bool) -> list[dict]:
+def rows(experts: bool, parts: bool = False) -> list[dict]:
     return [
         {"epoch": e, "train_loss": 3 / e, "train_oa": 10.0 * e, "val_oa": 9.0 * e, "lr": 1e-3 / e}
         | ({"expert_distance": 0.1 / e} if experts else {})
+        | ({"val_instance_miou": 8.0 * e} if parts else {})
         for e in range(1, 6)
     ]
 
 
-@pytest.mark.parametrize(("experts", "panels"), [(True, 4), (False, 3)])
-def test_curves_have_a_panel_for_what_was_recorded(tmp_path, experts, panels):
-    training_curves([*rows(experts), {"split": "test", "single_oa": 50.0}], tmp_path / "curves.png")
+@pytest.mark.parametrize(("experts", "parts", "panels"), [(True, True, 5), (True, False, 4), (False, False, 3)])
+def test_curves_have_a_panel_for_what_was_recorded(tmp_path, experts, parts, panels):
+    training_curves([*rows(experts, parts), {"split": "test", "single_oa": 50.0}], tmp_path / "curves.png")
     picture = imread(tmp_path / "curves.png")[..., :3]
     width = picture.shape[1] // panels
     assert abs(width - 440) < 5
