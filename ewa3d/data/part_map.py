@@ -48,7 +48,8 @@ class PartMap:
         return torch.tensor([_color(i) for parts in self.parts.values() for i in range(len(parts))], dtype=torch.uint8)
 
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart (2008), without its black
+# Okabe and Ito's palette, which colour-blind readers can tell apart (2008), without its black; then five more, darker
+# and paler than these. A category has rarely more parts.
 _PALETTE = (
     (0, 114, 178),
     (230, 159, 0),
@@ -57,6 +58,11 @@ _PALETTE = (
     (204, 121, 167),
     (86, 180, 233),
     (240, 228, 66),
+    (118, 42, 131),
+    (150, 150, 150),
+    (110, 66, 30),
+    (178, 223, 138),
+    (35, 45, 60),
 )
 
 
