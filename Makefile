@@ -1,4 +1,5 @@
-# Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv first and can be run again at once.
+# Two commands on a fresh machine: `make demo` and `make test`; `make demo-parts` is the demo for part segmentation. All
+# set up .venv first and can be run again at once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,12 +7,17 @@ BIN := $(VENV)/bin
 # at all (OMP_WAIT_POLICY=PASSIVE) makes small models up to twice slower on an idle one.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint types clean
+.PHONY: demo demo-parts test lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/train.py configs/shapes_classification.yaml run.dir=runs/demo run.overwrite=true
 	$(BIN)/python tools/evaluate.py runs/demo
 	$(BIN)/python tools/merge.py runs/demo
+
+demo-parts: $(VENV)/.installed
+	$(BIN)/python tools/train.py configs/shapes_partseg.yaml run.dir=runs/demo_parts run.overwrite=true
+	$(BIN)/python tools/evaluate.py runs/demo_parts --out runs/demo_parts/scores.json
+	$(BIN)/python tools/merge.py runs/demo_parts
 
 test: lint types
 	$(BIN)/python -m pytest

@@ -41,6 +41,12 @@ def test_official_weights(folder, capsys):
     assert capsys.readouterr().out == "matched 174 keys\n"
 
 
+def test_part_segmentation():
+    names = {"torch": torch, "ewa3d": ewa3d}
+    exec(block("part_segmentation"), names)
+    assert names["logits"].shape == (2, 2048, 50)
+
+
 def test_any_vit():
     names: dict = {}
     exec(block("import timm"), names)

@@ -176,7 +176,7 @@ def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
     if loader is not None:
         exported = merge(session.plain) if session.averager is not None else session.plain
         scores = score_model(exported, session.task, loader, session.accelerator, config.train.precision)
-        row |= {f"{config.train.select}_{name}": score for name, score in scores.items()}
+        row |= {f"{config.train.select}_{name}": s for name, s in scores.items() if isinstance(s, float)}
     return row | {"eval_seconds": time.perf_counter() - started}
 
 

@@ -173,7 +173,8 @@ def test_other_parts_are_refused(finished, monkeypatch):
 
 
 @pytest.mark.parametrize(("root", "sizes"), [(None, (50, 16)), ("psb_parts", (83, 17))])
-def test_real_part_data_trains_and_evaluates(real_data, tmp_path, tiny_run, root, sizes):
+def test_real_part_data_trains_and_evaluates(real_data, tmp_path, tiny_run, monkeypatch, root, sizes):
+    monkeypatch.setenv("EWA3D_CACHE", str(tmp_path / "cache"))
     keys = ["task=part_segmentation", "data.name=shapenetpart", f"data.root={real_data / root if root else real_data}"]
     keys += ["train.epochs=1", "train.batch_size=2", f"run.dir={tmp_path / 'run'}", "data.per_class=null"]
     result = train(load_config(overrides=[*tiny_run, *keys]))
