@@ -6,8 +6,10 @@
 >>> averager = ewa3d.ExpertAverager(model, share_rate=0.3, total_steps=1000)
 >>> averager.step()  # after every optimizer.step()
 >>> dense = ewa3d.merge(model)
+>>> ewa3d.predict(dense, points).top(3)  # (N, 3), any N
 """
 
+from .engine.predict import predict
 from .errors import Ewa3dError
 from .ewa import ExpertAverager, Experts, merge, upcycle
 from .models import create_model, from_pretrained, list_models, load_pretrained, save_pretrained
@@ -23,6 +25,7 @@ __all__ = [
     "list_models",
     "load_pretrained",
     "merge",
+    "predict",
     "save_pretrained",
     "upcycle",
 ]

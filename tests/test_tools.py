@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -60,11 +61,23 @@ def test_part_segmentation_from_training_to_the_merged_model_s_scores(tmp_path, 
     assert set(json.loads(official.stdout)) == {"source", "split", "official"}
 
 
-@pytest.mark.parametrize("tool", ["train", "evaluate", "merge"])
+@pytest.mark.parametrize("tool", ["train", "evaluate", "merge", "predict"])
 def test_help_teaches(tool):
     result = run(tool, "--help")
     assert result.returncode == 0
     assert "examples:" in result.stdout and f"python tools/{tool}.py" in result.stdout
+
+
+@pytest.mark.parametrize("tool", ["train", "evaluate", "merge", "predict", "visualize"])
+def test_ctrl_c_is_one_line_and_exit_code_130(tool, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ewa3d.engine.cli.make_parser", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
+    resume = "; the run goes on with run.resume=true" if tool == "train" else ""
+    assert stopped.value.code == 130 and capsys.readouterr().err == f"interrupted{resume}\n"
 
 
 @pytest.mark.parametrize(

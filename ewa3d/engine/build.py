@@ -124,11 +124,17 @@ def output_sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
 
 
 def restore_model(folder: Path, config: Config, checkpoint: str = "best") -> PointTransformer:
-    """A run's model, experts and all, with the weights of its ``best`` or ``last`` checkpoint."""
+    """A run's model, experts and all, with the weights of its ``best`` or ``last`` checkpoint.
+
+    Its ``metadata`` say what its outputs mean and what it was trained on; `merge` keeps them, and exports have them.
+    """
     saved = require_checkpoint(folder, checkpoint)
     fresh = replace(config, model=replace(config.model, pretrained=None))  # the checkpoint has all weights
-    model, _ = build_model(fresh, read_state(saved)["labels"])
+    labels = read_state(saved)["labels"]
+    model, _ = build_model(fresh, labels)
     load_weights(saved, model)
+    data = {"name": config.data.name, "num_points": config.data.num_points}
+    model.metadata = {"task": config.task, **labels, "data": data}
     return model
 
 

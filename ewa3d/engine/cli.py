@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ..errors import Ewa3dError
 
 
-def run_command(main: Callable[[], None]) -> None:
+def run_command(main: Callable[[], None], when_interrupted: str = "interrupted") -> None:
     """Run a tool. An `Ewa3dError` is one line on stderr and exit code 2; Ctrl-C exits with 130; the rest is a bug."""
     try:
         main()
@@ -17,7 +17,7 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; a run goes on with run.resume=true", file=sys.stderr)
+        print(when_interrupted, file=sys.stderr)
         sys.exit(130)
 
 

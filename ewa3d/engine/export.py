@@ -67,12 +67,7 @@ def export_run(
             f"(at most {TOLERANCE:g} is rounding): nothing was exported"
         )
     if accelerator.is_main_process:
-        metadata = {
-            "task": config.task,
-            **dataset.metadata,
-            "data": {"name": config.data.name, "num_points": config.data.num_points},
-        }
-        export = save_pretrained(plain, folder / "export", metadata=metadata)
+        export = save_pretrained(plain, folder / "export")
         write_atomically(export / "merge_report.json", json.dumps(report, indent=2) + "\n")
     return plain, report
 
