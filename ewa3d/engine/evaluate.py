@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..data import Clouds
 from ..data.transforms import sample_random, scale_and_shift
 from ..errors import Ewa3dError
 from ..ewa import expert_layers, merge
@@ -20,7 +21,7 @@ from ..progress import track
 from .build import eval_loader, make_accelerator, open_split, output_sizes, restore_model
 from .config import Config, load_config
 from .run import load_run_config
-from .tasks import Batch, Classification, Task, describe_scores, make_task
+from .tasks import Batch, Classification, Task, make_task, score_line
 
 
 @torch.inference_mode()
@@ -51,15 +52,15 @@ def run_batches(
     return tuple(torch.cat(rows) for rows in zip(*batches, strict=True))
 
 
-def score_model(
+def tally_model(
     model: nn.Module,
     task: Task,
     loader: DataLoader,
     accelerator: Accelerator,
     precision: str = "fp32",
     label: str = "evaluating",
-) -> dict[str, Any]:
-    """The task's scores of a model, which is put into eval mode for the time; see `run_batches`."""
+) -> tuple[Tensor, ...]:
+    """The task's tallies of a model, which is put into eval mode for the time; see `run_batches`."""
     was_training = model.training
     model.eval()
 
@@ -69,21 +70,51 @@ def score_model(
 
     tallies = run_batches(step, loader, accelerator, precision, label)
     model.train(was_training)
-    return task.scores(*tallies)
+    return tallies
+
+
+def score_model(
+    model: nn.Module,
+    task: Task,
+    loader: DataLoader,
+    accelerator: Accelerator,
+    precision: str = "fp32",
+    label: str = "evaluating",
+) -> dict[str, Any]:
+    """The task's scores of a model; see `tally_model`."""
+    return task.scores(*tally_model(model, task, loader, accelerator, precision, label))
 
 
 def evaluate(
     model: nn.Module, task: Task, loader: DataLoader, accelerator: Accelerator, config: Config
-) -> dict[str, dict[str, Any]]:
+) -> tuple[dict[str, dict[str, Any]], tuple[Tensor, ...]]:
     """Scores by protocol, in fp32: the task's own and, for classification with ``eval.vote``, ``vote10`` (or others).
 
     A vote is the mean logits of several passes on randomly drawn, scaled and shifted points, always from the same seed.
     Protocols are not to be compared with each other.
+
+    Returns:
+        The scores, and the tallies behind those of the task's own protocol, for `draw_scores`.
     """
-    scores = {task.protocol: score_model(model, task, loader, accelerator)}
+    tallies = tally_model(model, task, loader, accelerator)
+    scores = {task.protocol: task.scores(*tallies)}
     if config.eval.vote and isinstance(task, Classification):
         scores[f"vote{config.eval.vote}"] = _vote(model, task, loader, accelerator, config)
-    return scores
+    return scores, tallies
+
+
+def describe_data(config: Config) -> str:
+    """The dataset's name for people, and which folder it was read from where the configuration names one."""
+    return config.data.name + (f" in {Path(config.data.root).name}" if config.data.root else "")
+
+
+def draw_scores(
+    folder: Path, task: Task, config: Config, scores: dict[str, dict[str, Any]], tallies: tuple[Tensor, ...]
+) -> Path:
+    """Write the task's picture of what `evaluate` returned into ``folder`` and return its path."""
+    title = f"{describe_data(config)}, {score_line(config.eval.split, task.protocol, scores[task.protocol])}"
+    task.draw(folder / task.picture, title, *tallies)
+    return folder / task.picture
 
 
 def _vote(
@@ -104,11 +135,22 @@ def _vote(
     return task.scores(total, labels)
 
 
-def evaluate_folder(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
-    """Score the plain model of a run or an export on its dataset: what ``tools/evaluate.py`` does.
+class Evaluation(NamedTuple):
+    """A plain model, and the split of its dataset that it is looked at with."""
 
-    Returns:
-        ``{"source", "split", protocol: scores}``, and what these were measured on, in a line for people.
+    model: PointTransformer  # on the accelerator's device, in eval mode
+    task: Task
+    dataset: Clouds
+    loader: DataLoader
+    accelerator: Accelerator
+    config: Config
+
+
+def open_evaluation(folder: Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """Load the plain model of a run or an export, and the split ``eval.split`` of its dataset.
+
+    Raises:
+        Ewa3dError: nothing of the kind is in ``folder``, or the dataset's labels do not mean what the model's mean.
     """
     model = load_model(folder)
     file = folder / "config.yaml"
@@ -123,12 +165,46 @@ def evaluate_folder(folder: Path, overrides: Sequence[str] = ()) -> tuple[dict[s
     dataset = open_split(config, config.eval.split)
     _check_labels(model, dataset.metadata, folder, config)
     model.to(accelerator.device)
-    task = make_task(config, dataset.metadata)
-    scores = evaluate(model, task, eval_loader(dataset, config, accelerator), accelerator, config)
-    what = f"{folder}: {len(dataset)} clouds of {config.data.name}, {config.data.num_points} points, fp32"
+    task, loader = make_task(config, dataset.metadata), eval_loader(dataset, config, accelerator)
+    return Evaluation(model, task, dataset, loader, accelerator, config)
+
+
+def evaluate_folder(
+    folder: Path, overrides: Sequence[str] = (), plots: Path | None = None
+) -> tuple[dict[str, Any], str]:
+    """Score the plain model of a run or an export on its dataset: what ``tools/evaluate.py`` does.
+
+    Args:
+        folder: of the run or the export.
+        overrides: ``key=value`` settings.
+        plots: a folder for the picture that a run draws of its scores (``confusion.png`` or ``iou.png``); made where it
+            is not there.
+
+    Returns:
+        ``{"source", "split", protocol: scores}``, and what these were measured on, in a line for people.
+    """
+    model, task, dataset, loader, accelerator, config = open_evaluation(folder, overrides)
+    if plots is not None:
+        make_folder(plots)  # before the work, not after it
+    scores, tallies = evaluate(model, task, loader, accelerator, config)
+    if plots is not None and accelerator.is_main_process:
+        draw_scores(plots, task, config, scores, tallies)
+    what = f"{folder}: {len(dataset)} clouds of {describe_data(config)}, {config.data.num_points} points, fp32"
     if accelerator.num_processes > 1:
         what += f", {accelerator.num_processes} processes"
     return {"source": str(folder), "split": config.eval.split, **scores}, what
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, where it is not there.
+
+    Raises:
+        Ewa3dError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Ewa3dError(f"{folder}: this folder cannot be made: {error.strerror}: name another one") from error
 
 
 def _check_labels(model: PointTransformer, labels: dict[str, Any], folder: Path, config: Config) -> None:
@@ -166,5 +242,5 @@ def describe_evaluation(scores: dict[str, Any], what: str) -> str:
     for protocol, found in scores.items():
         if isinstance(found, dict):
             lines += [f"  {name:<12} {score:6.2f} %" for name, score in found.get("per_category", {}).items()]
-            lines.append(f"{scores['split']} split, {protocol}: {describe_scores(found)}")
+            lines.append(score_line(scores["split"], protocol, found))
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,6 +24,19 @@ def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     # recall of the classes present is balanced accuracy, without its warning about predicted classes that are absent
     recalls = recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
     return {"oa": 100 * float(accuracy_score(truth, predicted)), "macc": 100 * float(recalls)}
+
+
+def confusion_counts(logits: Tensor, labels: Tensor) -> NDArray[np.int64]:
+    """How many clouds of each class (rows) are taken for each class (columns), ``(classes, classes)``.
+
+    Args:
+        logits: ``(n, classes)``.
+        labels: ``(n,)`` int64.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    truth, predicted = labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
+    return confusion_matrix(truth, predicted, labels=np.arange(logits.shape[1]))
 
 
 def predict_parts(logits: Tensor, category: Tensor, part_mask: Tensor) -> Tensor:

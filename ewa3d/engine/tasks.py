@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from ..data import PartMap
 from ..data.transforms import random_index, sample_first, sample_random, scale_and_shift, seeded_index
 from ..ops import gather_points
+from ..viz.plots import category_bars, confusion_matrix
 from .config import Config
-from .metrics import classification_scores, part_counts, predict_parts, segmentation_scores
+from .metrics import classification_scores, confusion_counts, part_counts, predict_parts, segmentation_scores
 from .predict import segment_points
 
 Batch = dict[str, Tensor]
@@ -29,6 +31,7 @@ class Task:
 
     score: str  # which of `scores` chooses the epoch
     protocol: str  # the name of what `predict` does
+    picture: str  # the file name of what `draw` draws
 
     def __init__(self, config: Config, metadata: Mapping[str, Any]):
         self.num_points = config.data.num_points
@@ -42,6 +45,10 @@ class Task:
         """Logits and truth, without augmentation; the same for a cloud in every call, batch and process."""
         raise NotImplementedError
 
+    def features(self, model: Any, batch: Batch) -> Tensor:
+        """What the model makes of each whole cloud before its head, ``(B, features)``, from the points of `predict`."""
+        raise NotImplementedError
+
     def tally(self, logits: Tensor, truth: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """What `scores` needs of a batch: tensors of one row a cloud, alike for clouds of all sizes."""
         raise NotImplementedError
@@ -50,12 +57,21 @@ class Task:
         """Scores in percent of the tallies of a whole dataset."""
         raise NotImplementedError
 
+    def draw(self, path: Path, title: str, *tallies: Tensor) -> None:
+        """Write a picture of what is right and what is wrong in the tallies of a whole dataset."""
+        raise NotImplementedError
+
 
 class Classification(Task):
     """One label a cloud. Evaluated in a single pass on the cloud's farthest points."""
 
     score = "oa"
     protocol = "single"
+    picture = "confusion.png"
+
+    def __init__(self, config: Config, metadata: Mapping[str, Any]):
+        super().__init__(config, metadata)
+        self.class_names = metadata["class_names"]
 
     def training_batch(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
         return (scale_and_shift(sample_random(batch["points"], self.num_points)),), batch["label"]
@@ -63,12 +79,20 @@ class Classification(Task):
     def predict(self, model: nn.Module, batch: Batch, draw: Draw = sample_first) -> tuple[Tensor, Tensor]:
         return model(draw(batch["points"], self.num_points)), batch["label"]
 
+    def features(self, model: Any, batch: Batch) -> Tensor:
+        tokens = model.forward_features(sample_first(batch["points"], self.num_points))
+        return model.forward_head(tokens, pre_logits=True)
+
     def tally(self, logits: Tensor, truth: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         return logits, truth
 
     def scores(self, *tallies: Tensor) -> dict[str, Any]:
         logits, labels = tallies
         return classification_scores(logits, labels)
+
+    def draw(self, path: Path, title: str, *tallies: Tensor) -> None:
+        logits, labels = tallies
+        confusion_matrix(confusion_counts(logits, labels), self.class_names, path, title)
 
 
 class PartSegmentation(Task):
@@ -79,6 +103,7 @@ class PartSegmentation(Task):
     """
 
     score = "instance_miou"
+    picture = "iou.png"
 
     def __init__(self, config: Config, metadata: Mapping[str, Any]):
         super().__init__(config, metadata)
@@ -94,13 +119,16 @@ class PartSegmentation(Task):
 
     def predict(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         points, part, count, category = (batch[key] for key in ("points", "part", "count", "category"))
-        official = self.protocol == "official"
-        index = seeded_index(count, batch["index"], self.num_points, replacement=official, seed=self.seed)
+        index = self._drawn(batch)
         sample = gather_points(points, index)
-        if official:
+        if self.protocol == "official":
             return model(sample, category), part.gather(1, index)
         filling = torch.arange(points.shape[1], device=count.device) >= count[:, None]
         return segment_points(model, sample, points, category), part.masked_fill(filling, -1)
+
+    def features(self, model: Any, batch: Batch) -> Tensor:
+        groups = model.forward_features(gather_points(batch["points"], self._drawn(batch)))
+        return groups.features.amax(dim=1)
 
     def tally(self, logits: Tensor, truth: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         predicted = predict_parts(logits, batch["category"], self.part_mask.to(logits.device))
@@ -109,6 +137,14 @@ class PartSegmentation(Task):
     def scores(self, *tallies: Tensor) -> dict[str, Any]:
         counts, category = tallies
         return segmentation_scores(counts, category, self.part_mask, self.categories)
+
+    def draw(self, path: Path, title: str, *tallies: Tensor) -> None:
+        category_bars(self.scores(*tallies)["per_category"], path, title, "mean IoU of the category's clouds, %")
+
+    def _drawn(self, batch: Batch) -> Tensor:
+        """Which points the tokens come from, ``(B, num_points)``."""
+        official = self.protocol == "official"
+        return seeded_index(batch["count"], batch["index"], self.num_points, replacement=official, seed=self.seed)
 
 
 def make_task(config: Config, metadata: Mapping[str, Any]) -> Task:
@@ -126,3 +162,8 @@ def describe_scores(scores: Mapping[str, Any]) -> str:
         "macc": "mean class accuracy" if "instance_miou" not in scores else "mean part accuracy",
     }
     return ", ".join(f"{name} {scores[key]:.2f} %" for key, name in names.items() if key in scores)
+
+
+def score_line(split: str, protocol: str, scores: Mapping[str, Any]) -> str:
+    """`describe_scores` with what is never left out: the split and the protocol."""
+    return f"{split} split, {protocol}: {describe_scores(scores)}"

@@ -24,10 +24,10 @@ from ..progress import track
 from . import checkpoint as ckpt
 from .build import build_model, eval_loader, make_accelerator, open_split, train_loader
 from .config import Config
-from .evaluate import evaluate, score_model
+from .evaluate import draw_scores, evaluate, score_model
 from .export import export_run
 from .run import Run
-from .tasks import Task, describe_scores, make_task
+from .tasks import Task, make_task, score_line
 
 
 @dataclass
@@ -170,9 +170,10 @@ def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
     started = time.perf_counter()
     config, row = session.config, dict[str, Any]()
     if session.averager is not None:
-        layers = merge_report(session.plain).values()
+        distances = {name: layer["relative"] for name, layer in merge_report(session.plain).items()}
         row["share_rate"] = session.averager.current_share_rate
-        row["expert_distance"] = sum(layer["relative"] for layer in layers) / len(layers)
+        row["expert_distance"] = sum(distances.values()) / len(distances)
+        row["expert_distances"] = distances
     if loader is not None:
         exported = merge(session.plain) if session.averager is not None else session.plain
         scores = score_model(exported, session.task, loader, session.accelerator, config.train.precision)
@@ -208,10 +209,10 @@ def resume(session: Session, run: Run) -> Progress:
 
 
 def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -> dict[str, Any]:
-    """Export the chosen epoch, score it once, draw the curves, and say what was reached and where it lies."""
+    """Export the chosen epoch, score it once, draw curves and scores, and say what was reached and where it lies."""
     config, accelerator = session.config, session.accelerator
     model, report = export_run(run.dir, accelerator=accelerator)
-    scores = evaluate(model, session.task, loader, accelerator, config)
+    scores, tallies = evaluate(model, session.task, loader, accelerator, config)
     result = {
         "split": config.eval.split,
         "step": progress.step,
@@ -224,6 +225,7 @@ def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -
         from ..viz.plots import training_curves
 
         training_curves(run.rows(), run.dir / "curves.png")
+        draw_scores(run.dir, session.task, config, scores, tallies)
     if report["layers"]:
         difference = report["max_logit_difference"]
         run.log(f"merged {len(report['layers'])} expert layers: logits differ by at most {difference:.1e}")
@@ -232,8 +234,8 @@ def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -
     ]
     run.log(f"epoch {progress.best_epoch} of {config.train.epochs} ({chosen})")
     for protocol, by_name in scores.items():
-        run.log(f"{config.eval.split} split, {protocol}: {describe_scores(by_name)}")
-    run.log(f"run: {run.dir}   plain model: {run.dir / 'export'}   curves: {run.dir / 'curves.png'}")
+        run.log(score_line(config.eval.split, protocol, by_name))
+    run.log(f"run: {run.dir}   plain model: {run.dir / 'export'}   pictures: curves.png, {session.task.picture}")
     return result
 
 

@@ -2,9 +2,11 @@
 
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.image import imread
 
 from ewa3d import Ewa3dError
 from ewa3d.engine import export
@@ -15,6 +17,7 @@ from ewa3d.engine.export import MergeError, describe_report, export_run
 from ewa3d.engine.run import load_run_config
 from ewa3d.engine.tasks import make_task
 from ewa3d.engine.train import train
+from ewa3d.ewa import expert_layers
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,38 @@ def test_run_and_export_score_what_training_said(finished):
         assert scores["single"]["oa"] == result["single_oa"]
         last = describe_evaluation(scores, what).splitlines()[-1]
         assert f"test split, single: overall accuracy {result['single_oa']:.2f} %" in last
+
+
+def test_the_picture_is_the_one_that_the_run_drew(finished, tmp_path):
+    folder, _ = finished
+    for overrides, name in (([], "same"), (["eval.split=val"], "other"), (["eval.vote=2"], "vote")):
+        evaluate_folder(folder, overrides, tmp_path / "new" / name)
+    assert imread(folder / "confusion.png").shape[0] > 400
+    drawn = {name: (tmp_path / "new" / name / "confusion.png").read_bytes() for name in ("same", "other", "vote")}
+    assert drawn["same"] == drawn["vote"] == (folder / "confusion.png").read_bytes() != drawn["other"]
+
+
+def test_part_segmentation_draws_its_categories(tmp_path, tiny_config, monkeypatch):
+    config = tiny_config("task=part_segmentation", "train.epochs=1")
+    told = []
+    monkeypatch.setattr(
+        "ewa3d.engine.tasks.category_bars", lambda scores, path, *text: (told.append((scores, *text)), path.touch())
+    )
+    result = train(config)
+    evaluate_folder(Path(config.run.dir), ["eval.protocol=official"], tmp_path)
+    (whole, title, _), (official, other, _) = told
+    assert whole == result["whole_per_category"] and list(whole)[:2] == ["airplane", "bed"]
+    assert official.keys() == whole.keys() and official != whole
+    assert title.startswith(f"shapes, test split, whole: instance mIoU {result['whole_instance_miou']:.2f} %")
+    assert other.startswith("shapes, test split, official: ")
+    assert (tmp_path / "iou.png").exists()
+
+
+def test_a_folder_for_pictures_that_cannot_be_made_is_named_before_the_work(finished, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("ewa3d.engine.evaluate.evaluate", lambda *_: pytest.fail("scored first"))
+    with pytest.raises(Ewa3dError, match="file: this folder cannot be made: File exists: name another one"):
+        evaluate_folder(finished[0], [], tmp_path / "file")
 
 
 def test_the_vote_is_a_score_of_its_own_and_repeats(finished):
@@ -105,6 +140,9 @@ def test_a_run_without_an_export_is_merged_on_the_fly(finished, tmp_path):
         (tmp_path / name).symlink_to(folder / name)
     scores, _ = evaluate_folder(tmp_path)
     assert scores["single"]["oa"] == result["single_oa"]
+    model = load_model(tmp_path)
+    assert not expert_layers(model) and "airplane" in model.metadata["class_names"]
+    assert model.metadata == load_model(folder).metadata
 
 
 def test_folders_that_are_no_run_are_named(tmp_path):

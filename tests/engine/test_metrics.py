@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ewa3d.data import PartMap
-from ewa3d.engine.metrics import classification_scores, part_counts, predict_parts, segmentation_scores
+from ewa3d.engine.metrics import (
+    classification_scores,
+    confusion_counts,
+    part_counts,
+    predict_parts,
+    segmentation_scores,
+)
 
 PARTS = PartMap({"cup": ["body", "handle"], "ball": ["all"], "chair": ["seat", "back", "leg"]})
 
@@ -39,6 +45,13 @@ def test_against_brute_force(pairs):
     recalls = [sum(r for r, t in zip(right, truth, strict=True) if t == c) / truth.count(c) for c in set(truth)]
     assert scores["oa"] == pytest.approx(100 * sum(right) / len(right))
     assert scores["macc"] == pytest.approx(100 * sum(recalls) / len(recalls))
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_confusions_are_counted_by_truth_and_prediction(pairs):
+    predicted, truth = map(list, zip(*pairs, strict=True))
+    counts = confusion_counts(one_hot(predicted, 5), torch.tensor(truth))
+    assert counts.tolist() == [[pairs.count((said, there)) for said in range(5)] for there in range(5)]
 
 
 def test_segmentation_by_hand():

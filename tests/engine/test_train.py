@@ -11,13 +11,14 @@ from timm.scheduler import CosineLRScheduler
 
 import ewa3d
 from ewa3d.data.shapes import PARTS
+from ewa3d.engine import evaluate as evaluation
 from ewa3d.engine import train as engine
 from ewa3d.engine.build import build_model, restore_model
 from ewa3d.engine.checkpoint import find_checkpoint
 from ewa3d.engine.config import load_config
 from ewa3d.engine.run import load_run_config
 from ewa3d.engine.train import decay_groups, train
-from ewa3d.ewa import ExpertAverager, contraction, expert_distances, share_rate_at
+from ewa3d.ewa import ExpertAverager, contraction, expert_distances, merge_report, share_rate_at
 
 
 def rows_of(folder: Path) -> list[dict]:
@@ -28,7 +29,15 @@ def test_a_run_learns_and_leaves_everything_that_the_readme_promises(tiny_config
     config = tiny_config("train.epochs=8", "data.per_class=12", "optim.lr=2e-3")
     result = train(config)
     folder = Path(config.run.dir)
-    for name in ("config.yaml", "log.txt", "metrics.jsonl", "curves.png", "tensorboard", "checkpoints/last"):
+    for name in (
+        "config.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "curves.png",
+        "confusion.png",
+        "tensorboard",
+        "checkpoints/last",
+    ):
         assert (folder / name).exists(), name
     for name in ("model.safetensors", "config.json", "merge_report.json"):
         assert (folder / "export" / name).exists(), name
@@ -42,6 +51,30 @@ def test_a_run_learns_and_leaves_everything_that_the_readme_promises(tiny_config
     assert f"test split, single: overall accuracy {result['single_oa']:.2f} %" in out
     assert str(folder / "export") in out
     assert out.strip().splitlines()[-1] in (folder / "log.txt").read_text()
+
+
+def test_the_test_split_is_gone_over_once_for_scores_and_picture(tiny_config, monkeypatch):
+    passes = []
+    original = evaluation.run_batches
+    monkeypatch.setattr(evaluation, "run_batches", lambda *a, **k: (passes.append(len(a[1].dataset)), original(*a))[1])
+    config = tiny_config("task=part_segmentation", "train.epochs=1")
+    train(config)
+    assert passes == [4 * 13, 4 * 13], "val after the epoch, test at the end"
+    assert (Path(config.run.dir) / "iou.png").is_file()
+    assert not (Path(config.run.dir) / "confusion.png").exists()
+
+
+def test_every_epoch_says_how_far_apart_each_layer_s_experts_are(tiny_config):
+    config = tiny_config("ewa.init=independent")
+    train(config)
+    folder = Path(config.run.dir)
+    epochs = [row for row in rows_of(folder) if "epoch" in row]
+    for row in epochs:
+        assert list(row["expert_distances"]) == ["blocks.0.mlp", "blocks.1.mlp"]
+        assert row["expert_distance"] == pytest.approx(sum(row["expert_distances"].values()) / 2)
+    report = merge_report(restore_model(folder, load_run_config(folder), "last"))
+    assert epochs[-1]["expert_distances"] == pytest.approx({name: of["relative"] for name, of in report.items()})
+    assert len(set(epochs[-1]["expert_distances"].values())) == 2, "a test that could not fail otherwise"
 
 
 def test_the_export_is_a_plain_model_with_the_run_s_class_names(tiny_config):

@@ -1,0 +1,65 @@
+"""What a model makes of whole clouds before its head, and a map of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..models import PointTransformer
+from ..viz.plots import feature_map
+from .evaluate import describe_data, make_folder, open_evaluation, run_batches
+from .tasks import Batch, Task
+
+
+def pooled_features(
+    model: PointTransformer, task: Task, loader: DataLoader, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
+    """Pooled features and label of every cloud of a dataset, in its order; see `run_batches`.
+
+    Classification pools the class token and the maximum over the groups, which is what its head is given; part
+    segmentation the maximum over the groups, of three depths.
+
+    Args:
+        model: in eval mode.
+        task: says from which points.
+        loader: from `eval_loader`.
+        accelerator: devices and processes.
+
+    Returns:
+        ``(n, 2C)`` or ``(n, 3C)`` float32, and ``(n,)`` int64: the class, or the category.
+    """
+
+    def step(batch: Batch) -> tuple[Tensor, ...]:
+        return task.features(model, batch).float(), batch["label"]
+
+    features, labels = run_batches(step, loader, accelerator, label="features")
+    return features, labels
+
+
+def draw_features(
+    folder: Path, path: Path, method: Literal["pca", "tsne"] = "pca", overrides: Sequence[str] = ()
+) -> str:
+    """Draw a map of the pooled features of a run's or an export's plain model on the split ``eval.split``.
+
+    Args:
+        folder: of the run or the export.
+        path: the picture to write; its folder is made where it is not there.
+        method: see `ewa3d.viz.plots.feature_map`; its seed is ``eval.seed``.
+        overrides: ``key=value`` settings.
+
+    Returns:
+        What is drawn, in a line for people.
+    """
+    make_folder(path.parent)
+    model, task, dataset, loader, accelerator, config = open_evaluation(folder, overrides)
+    features, labels = pooled_features(model, task, loader, accelerator)
+    name = {"pca": "PCA", "tsne": "t-SNE"}[method]
+    what = f"{describe_data(config)}, {config.eval.split} split: pooled features of {len(dataset)} clouds, {name}"
+    if accelerator.is_main_process:
+        feature_map(features.numpy(), labels.numpy(), dataset.class_names, path, method, what, config.eval.seed)
+    return what
