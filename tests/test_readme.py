@@ -47,6 +47,14 @@ def test_part_segmentation():
     assert names["logits"].shape == (2, 2048, 50)
 
 
+def test_predicting(folder, capsys):
+    model = ewa3d.create_model("point_mae_tiny", num_classes=2, embed_dim=24, depth=2, num_heads=2)
+    export = folder / "runs" / "modelnet40_cpu" / "export"
+    ewa3d.save_pretrained(model, export, metadata={"class_names": ["bed", "sofa"]})
+    exec(block("ewa3d.predict"), {"ewa3d": ewa3d, "points": torch.rand(3000, 3)})
+    assert "'bed'" in capsys.readouterr().out
+
+
 def test_any_vit():
     names: dict = {}
     exec(block("import timm"), names)
