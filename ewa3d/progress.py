@@ -24,7 +24,9 @@ def track(items: Iterable[T], label: str, total: int, *, unit: int = 1, enabled:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    # what is printed meanwhile goes above the bar, but not where stdout is a file or a pipe: it would never get there
+    above, console = sys.stdout.isatty(), Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=above) as progress:
         task = progress.add_task(label, total=total, rate="")
         for item in items:
             yield item

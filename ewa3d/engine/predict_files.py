@@ -66,13 +66,11 @@ def predict_files(
             print(f"error: {error}", file=sys.stderr)
     sources = list({os.path.realpath(source): source for source in sources}.values())
     targets = _targets(sources, out or Path("predictions")) if segments and sources else sources
-    # the progress bar takes sys.stdout to the terminal that it is on, also where stdout is a file or a pipe
-    stdout = None if sys.stdout.isatty() else sys.stdout
     jobs = zip(sources, targets, strict=True)
     for source, target in track(jobs, "predicting", len(sources), enabled=len(sources) > 1):
         try:
             found = _predict_file(model, source, target, category, top or 3)
-            print(json.dumps(found) if as_json else _describe(found), file=stdout, flush=True)
+            print(json.dumps(found) if as_json else _describe(found), flush=True)
         except Ewa3dError as error:
             failed += 1
             print(f"error: {error}", file=sys.stderr)
