@@ -60,7 +60,7 @@ def tally_model(
     precision: str = "fp32",
     label: str = "evaluating",
 ) -> tuple[Tensor, ...]:
-    """The task's tallies of a model, which is put into eval mode for the time; see `run_batches`."""
+    """What `Task.scores` makes a model's scores of; the model is put into eval mode for the time. See `run_batches`."""
     was_training = model.training
     model.eval()
 
@@ -71,18 +71,6 @@ def tally_model(
     tallies = run_batches(step, loader, accelerator, precision, label)
     model.train(was_training)
     return tallies
-
-
-def score_model(
-    model: nn.Module,
-    task: Task,
-    loader: DataLoader,
-    accelerator: Accelerator,
-    precision: str = "fp32",
-    label: str = "evaluating",
-) -> dict[str, Any]:
-    """The task's scores of a model; see `tally_model`."""
-    return task.scores(*tally_model(model, task, loader, accelerator, precision, label))
 
 
 def evaluate(

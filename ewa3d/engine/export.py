@@ -15,7 +15,7 @@ from ..files import write_atomically
 from ..models import PointTransformer, save_pretrained
 from .build import eval_loader, make_accelerator, open_split, restore_model
 from .checkpoint import require_checkpoint
-from .evaluate import run_batches, score_model
+from .evaluate import run_batches, tally_model
 from .run import load_run_config
 from .tasks import Batch, Task, describe_scores, make_task
 
@@ -77,7 +77,7 @@ def _compare(
 ) -> tuple[float, dict[str, Any], dict[str, Any]]:
     """The largest difference between two models' logits on a dataset, and the scores of each."""
     if trained is plain:
-        scores = score_model(plain, task, loader, accelerator, label="scoring")
+        scores = task.scores(*tally_model(plain, task, loader, accelerator, label="scoring"))
         return 0.0, scores, scores
 
     def step(batch: Batch) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ from ..progress import track
 from . import checkpoint as ckpt
 from .build import build_model, eval_loader, make_accelerator, open_split, train_loader
 from .config import Config
-from .evaluate import draw_scores, evaluate, score_model
+from .evaluate import draw_scores, evaluate, tally_model
 from .export import export_run
 from .run import Run
 from .tasks import Task, make_task, score_line
@@ -176,7 +176,8 @@ def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
         row["expert_distances"] = distances
     if loader is not None:
         exported = merge(session.plain) if session.averager is not None else session.plain
-        scores = score_model(exported, session.task, loader, session.accelerator, config.train.precision)
+        tallies = tally_model(exported, session.task, loader, session.accelerator, config.train.precision)
+        scores = session.task.scores(*tallies)
         row |= {f"{config.train.select}_{name}": s for name, s in scores.items() if isinstance(s, float)}
     return row | {"eval_seconds": time.perf_counter() - started}
 

@@ -16,7 +16,7 @@ from ewa3d.data import PartClouds, PartMap
 from ewa3d.engine import predict
 from ewa3d.engine.build import eval_loader, make_accelerator, open_split
 from ewa3d.engine.config import load_config
-from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder, load_model, run_batches, score_model
+from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder, load_model, run_batches, tally_model
 from ewa3d.engine.run import load_run_config
 from ewa3d.engine.tasks import make_task
 from ewa3d.engine.train import train
@@ -122,7 +122,8 @@ def test_scores_do_not_depend_on_batches_or_chunks(uneven, monkeypatch, protocol
         monkeypatch.setattr(predict, "_POINTS_AT_ONCE", at_once)
         config = config_for(f"eval.batch_size={size}", f"eval.protocol={protocol}")
         accelerator, task = make_accelerator(config.train), make_task(config, dataset.metadata)
-        scores.append(score_model(model, task, eval_loader(dataset, config, accelerator), accelerator))
+        tallies = tally_model(model, task, eval_loader(dataset, config, accelerator), accelerator)
+        scores.append(task.scores(*tallies))
     assert scores[0] == scores[1] == scores[2]
 
 
