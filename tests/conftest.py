@@ -15,6 +15,11 @@ settings.load_profile("ewa3d")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU, and PyTorch finds none here")
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real datasets, `EWA3D_DATASETS`. Where `EWA3D_REQUIRE_DATA=1` its absence is a failure."""
