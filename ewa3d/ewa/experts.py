@@ -25,8 +25,8 @@ def mean_tensor(tensors: Sequence[Tensor]) -> Tensor:
         return first
     total = others[0] - first
     for other in others[1:]:
-        total = total + (other - first)
-    return first + total / len(tensors)
+        total += other - first
+    return total.div_(len(tensors)).add_(first)
 
 
 class _TakeRows(torch.autograd.Function):
@@ -99,7 +99,8 @@ class Experts(nn.Module):
         order = random_permutation(len(tokens), generator=self.generator, device=tokens.device)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
-        parts = _TakeRows.apply(tokens, order, inverse).tensor_split(self.num_experts)
+        sizes = [len(part) for part in order.tensor_split(self.num_experts)]
+        parts = _TakeRows.apply(tokens, order, inverse).split(sizes)  # its gradient is one cat; tensor_split's fills
         outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
         return _TakeRows.apply(outputs, inverse, order).reshape(*x.shape[:-1], outputs.shape[-1])
 

@@ -1,5 +1,7 @@
 """Models by name: shapes, options, what is refused."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -56,14 +58,38 @@ def test_a_cloud_s_logits_do_not_depend_on_its_batch():
     torch.testing.assert_close(model(points), alone, rtol=1e-4, atol=1e-5)
 
 
-def test_tokens_equal_the_concatenating_encoder():
-    """The encoder's split product is linear(cat(global, local)), as the papers write it."""
-    patch_embed = ewa3d.create_model("point_mae_tiny", **TINY).patch_embed.eval()
-    groups = torch.randn(2, 8, 4, 3)
-    local = patch_embed.mlp1(groups.reshape(-1, 3)).view(16, 4, 256)
+@pytest.mark.parametrize("training", [True, False])
+def test_tokens_gradients_and_statistics_equal_the_concatenating_encoder_s(training):
+    ours = ewa3d.create_model("point_mae_tiny", **TINY).patch_embed.train(training).double()
+    norms = (ours.mlp1[1], ours.mlp2[1])
+    for norm in norms:  # as after some training
+        torch.nn.init.uniform_(norm.weight, 0.5, 2), torch.nn.init.normal_(norm.bias)
+        norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2)
+    plain = deepcopy(ours)
+    groups = torch.randn(2, 8, 4, 3, dtype=torch.float64)
+    tokens = ours.embed(groups)
+
+    local = plain.mlp1(groups.reshape(-1, 3)).view(16, 4, 256)
     both = torch.cat([local.amax(1, keepdim=True).expand(-1, 4, -1), local], dim=-1)
-    expected = patch_embed.mlp2(both.reshape(-1, 512)).view(2, 8, 4, -1).amax(2)
-    torch.testing.assert_close(patch_embed.embed(groups), expected, rtol=1e-5, atol=1e-5)
+    expected = plain.mlp2(both.reshape(-1, 512)).view(2, 8, 4, -1).amax(2)
+    torch.testing.assert_close(tokens, expected)
+
+    direction = torch.randn_like(tokens)
+    (tokens * direction).sum().backward(), (expected * direction).sum().backward()
+    for (name, mine), theirs in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=lambda m, n=name: f"{n}: {m}")
+    for mine, theirs in zip(ours.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_of_equal_maxima_one_point_gets_the_gradient():
+    embed = ewa3d.create_model("point_mae_tiny", **TINY).patch_embed.eval()
+    once = torch.randn(1, 1, 3, 3)
+    twice = torch.cat([once, once], dim=2).requires_grad_()
+    embed.embed(twice).sum().backward()
+    single = once.clone().requires_grad_()
+    embed.embed(single).sum().backward()
+    torch.testing.assert_close(twice.grad.view(2, 3, 3).sum(0), single.grad[0, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_learns():

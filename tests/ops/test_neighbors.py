@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,6 +30,20 @@ def test_neighbours_are_the_nearest(data, batch, queries, count):
     assert all(len(set(row)) == k for row in index.flatten(0, 1).tolist()), "no neighbour twice"
 
 
+@pytest.mark.parametrize("spread", [4, 1000], ids=["ties", "distinct"])
+@given(count=st.integers(100, 3000), k=st.integers(1, 40), queries=st.integers(1, 600), seed=st.integers(0, 2**31))
+@settings(max_examples=30)
+def test_neighbours_in_large_clouds(spread, count, k, queries, seed):
+    """Whole coordinates have exact distances: the nearest, ties among them or not, are found to the last digit."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.randint(-spread, spread + 1, (2, count, 3), generator=generator).float()
+    q = torch.randint(-spread, spread + 1, (2, queries, 3), generator=generator).float()
+    index = knn(q, p, k)
+    exact = (q[:, :, None] - p[:, None]).square().sum(-1)
+    assert torch.equal(exact.gather(2, index).sort(-1).values, exact.sort(-1).values[..., :k])
+    assert (index.sort(-1).values.diff(dim=-1) > 0).all(), "no neighbour twice"
+
+
 def test_close_neighbours_far_from_the_origin_are_told_apart():
     """The expanded formula |q|² + |p|² − 2qp fails here: all distances round to the same number."""
     base = torch.tensor([1000.0, 1000.0, 1000.0])
@@ -54,6 +68,14 @@ def test_autocast_does_not_change_neighbours():
 def test_k_out_of_range_is_refused(k):
     with pytest.raises(ValueError, match=r"k must be between 1 and the number of points \(5\)"):
         knn(torch.zeros(1, 2, 3), torch.zeros(1, 5, 3), k)
+
+
+@pytest.mark.parametrize(
+    ("queries", "points"), [((2, 3), (1, 5, 3)), ((1, 2, 3), (1, 5, 4)), ((1, 2, 2), (1, 5, 3)), ((2, 2, 3), (1, 5, 3))]
+)
+def test_other_shapes_are_refused(queries, points):
+    with pytest.raises(ValueError, match=r"queries and points must be \(B, M, 3\) and \(B, N, 3\), got"):
+        knn(torch.zeros(queries), torch.zeros(points), 1)
 
 
 def test_gather_points_indexes_each_cloud_by_its_own_rows():
