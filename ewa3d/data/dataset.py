@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from torch.utils.data import Dataset
 from ..ops import farthest_point_sample, gather_points
 from ..progress import track
 from .part_map import PartMap
+
+C = TypeVar("C", bound="Clouds")
+P = TypeVar("P", bound="PointClouds")
+Q = TypeVar("Q", bound="PartClouds")
 
 
 class Clouds(Dataset):
@@ -38,6 +42,24 @@ class Clouds(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are, and where batches come to lie."""
+        return self.labels.device
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the tensors take."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, Tensor))
+
+    def to(self: C, device: torch.device | str) -> C:
+        """A copy of this dataset with its tensors on ``device``: batches are cut there, and only places go over."""
+        moved = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        return moved
+
     def source(self, index: int) -> str:
         """The file and row that cloud ``index`` (the ``index`` of a batch) came from."""
         return self.sources[index]
@@ -46,10 +68,18 @@ class Clouds(Dataset):
         """The clouds ``index`` as one batch."""
         raise NotImplementedError
 
+    def subset(self: C, index: ArrayLike) -> C:
+        """A copy of this dataset with the clouds ``index`` only, in that order; ``source`` still names their files."""
+        raise NotImplementedError
+
     @property
     def metadata(self) -> dict[str, Any]:
         """What the labels mean, as JSON can hold it: checkpoints and exports carry it."""
         return {"class_names": self.class_names}
+
+    def _places(self, index: ArrayLike) -> Tensor:
+        """``index`` beside the data. Nobody waits for a GPU to take it: the driver keeps a copy for it."""
+        return torch.as_tensor(index, dtype=torch.long).to(self.device, non_blocking=True)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {key: value[0] for key, value in self.batch([index]).items()}
@@ -70,6 +100,8 @@ class PointClouds(Clouds):
 
     A sample holds ``points (P, 3)``, ``label ()``, ``index ()`` and, where known, ``normals (P, 3)``.
     """
+
+    shuffled = False  # whether the points of every cloud are in random order, so that the first n are a draw of them
 
     def __init__(
         self,
@@ -105,9 +137,21 @@ class PointClouds(Clouds):
             ordered.normals = gather_points(self.normals, index)
         return ordered
 
+    def subset(self: P, index: ArrayLike) -> P:
+        chosen, where = copy(self), self._places(np.asarray(index))
+        PointClouds.__init__(
+            chosen,
+            self.points[where],
+            self.labels[where],
+            self.class_names,
+            sources=[self.sources[i] for i in where.tolist()],
+            normals=self.normals[where] if self.normals is not None else None,
+        )
+        return chosen
+
     def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
         """The clouds ``index`` as one batch."""
-        where = torch.as_tensor(index, dtype=torch.long)
+        where = self._places(index)
         out = {"points": self.points[where], "label": self.labels[where], "index": where}
         if self.normals is not None:
             out["normals"] = self.normals[where]
@@ -150,9 +194,10 @@ class PartClouds(Clouds):
         self.part_map = part_map
         self.normals = normals
         self._ends = counts.cumsum(0)
+        self._sizes = counts.tolist()  # for the host: to read a count from a GPU is to wait for all that it has to do
 
     def __repr__(self) -> str:
-        low, high = int(self.counts.min()), int(self.counts.max())
+        low, high = min(self._sizes), max(self._sizes)
         size = f"{low}" if low == high else f"{low} to {high}"
         parts = len(self.part_map.part_names)
         return (
@@ -160,15 +205,33 @@ class PartClouds(Clouds):
             f"{parts} parts)"
         )
 
+    def subset(self: Q, index: ArrayLike) -> Q:
+        chosen, where = copy(self), self._places(np.asarray(index))
+        counts = self.counts[where]
+        first = torch.repeat_interleave(self._ends[where] - counts.cumsum(0), counts)  # of each point's cloud
+        rows = first + torch.arange(len(first), device=self.device)
+        PartClouds.__init__(
+            chosen,
+            self.points[rows],
+            counts,
+            self.parts[rows],
+            self.labels[where],
+            self.part_map,
+            sources=[self.sources[i] for i in where.tolist()],
+            normals=self.normals[rows] if self.normals is not None else None,
+        )
+        return chosen
+
     @property
     def metadata(self) -> dict[str, Any]:
         return {**super().metadata, "parts": {name: list(parts) for name, parts in self.part_map.parts.items()}}
 
     def batch(self, index: Sequence[int]) -> dict[str, Tensor]:
         """The clouds ``index`` as one batch."""
-        where = torch.as_tensor(index, dtype=torch.long)
+        where = self._places(index)
         counts, ends = self.counts[where], self._ends[where]
-        places = torch.arange(int(counts.max())) + (ends - counts)[:, None]
+        largest = max(self._sizes[i] for i in index)
+        places = torch.arange(largest, device=self.device) + (ends - counts)[:, None]
         places = torch.minimum(places, ends[:, None] - 1)
         out = {
             "points": self.points[places],

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ..errors import Ewa3dError
-from .dataset import PointClouds, to_unit_sphere
-from .pickles import load_arrays
+from .dataset import PointClouds
+from .pickles import as_cloud, as_label, load_arrays
 from .reading import Stored, check, check_split, read_h5, read_lines
+from .rectangle import rectangle
 from .roots import find_root
-from .splits import stratified_split
+from .splits import choose_split
 from .text_clouds import MODELNET_ROWS, Flat, load_text_clouds
 
 _GET_IT = "`python datasets/prepare_modelnet40.py` gets it"
@@ -75,16 +74,8 @@ class ModelNet40(PointClouds):
         named = f"{names_file.name} names {len(class_names)} classes"
         check(stored, self.folder, len(class_names), named, _GET_IT)
 
-        chosen: NDArray[np.int64] = np.arange(len(stored.labels))
-        if split in ("train", "val"):
-            train, val = stratified_split(stored.labels, val_fraction, split_seed)
-            chosen = train if split == "train" else val
-            if not len(chosen):
-                raise Ewa3dError(
-                    f"{self.folder}: a validation fraction of {val_fraction} leaves no shape for {split!r} (one a "
-                    "class, or a fraction of 0): take a larger fraction, or the split 'trainval'"
-                )
-        points, normal = _rectangle(stored, chosen, f"{self.folder} ({official})")
+        chosen = choose_split(stored.labels, split, val_fraction, split_seed, self.folder)
+        points, normal = rectangle(stored, chosen, f"{self.folder} ({official})")
         super().__init__(
             torch.from_numpy(points),
             torch.from_numpy(stored.labels[chosen]),
@@ -178,14 +169,10 @@ def _read_dat(folder: Path, split: str, normals: bool) -> Stored:
         whole = False
     if not whole:
         raise Ewa3dError(f"{path}: is not [clouds, labels], two lists of one length: make the file again")
-    for row, (cloud, label) in enumerate(zip(clouds, labels, strict=True)):
-        if not isinstance(cloud, np.ndarray) or cloud.ndim != 2 or cloud.shape[1] < 3 or cloud.dtype.kind != "f":
-            raise Ewa3dError(f"{path}:{row}: a cloud is no array (points, 6) of floats: make the file again")
-        if np.size(label) != 1 or np.asarray(label).dtype.kind not in "iu":
-            raise Ewa3dError(f"{path}:{row}: a label is no single integer: make the file again")
-    labelled = np.array([np.asarray(label).item() for label in labels], dtype=np.int64)
-    sources = [f"{path.name}:{row}" for row in range(len(clouds))]
-    return Stored(Flat.of(clouds, normals=normals), labelled, sources)
+    tables = [as_cloud(cloud, f"{path}:{row}") for row, cloud in enumerate(clouds)]
+    labelled = np.array([as_label(label, f"{path}:{row}") for row, label in enumerate(labels)], dtype=np.int64)
+    sources = [f"{path.name}:{row}" for row in range(len(tables))]
+    return Stored(Flat.of(tables, normals=normals), labelled, sources)
 
 
 def _read_text(folder: Path, split: str, class_names: list[str], normals: bool, cache: bool) -> Stored:
@@ -203,52 +190,3 @@ def _read_text(folder: Path, split: str, class_names: list[str], normals: bool, 
     labels = np.array([known[of] for of in classes], dtype=np.int64)
     clouds = load_text_clouds(folder, sources, f"modelnet40-{split}", MODELNET_ROWS, normals=normals, cache=cache)
     return Stored(clouds, labels, sources)
-
-
-# What all layouts share
-
-
-def _rectangle(
-    stored: Stored, chosen: NDArray[np.int64], where: str
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    """The chosen clouds, normalised, as ``points (n, P, 3)`` and ``normals (n, P, 3)``; P is the most common count."""
-    clouds = stored.clouds
-    sizes, often = np.unique(clouds.counts, return_counts=True)
-    common = int(sizes[len(sizes) - 1 - np.argmax(often[::-1])])  # of equally common ones the largest
-    if len(sizes) == 1:
-        rows = slice(None) if len(chosen) == len(clouds.counts) else chosen  # all of them: no second copy
-        points = clouds.points.reshape(-1, common, 3)[rows]
-        normal = clouds.normals.reshape(-1, common, 3)[rows] if clouds.normals is not None else None
-        return _normalise(points), normal
-
-    odd = np.flatnonzero(clouds.counts != common)
-    warnings.warn(
-        f"{where}: {len(odd)} of {len(clouds.counts)} clouds have not the {common} points of the others (first "
-        f"{stored.sources[odd[0]]} with {clouds.counts[odd[0]]}); a seeded draw of their own points brings them to it",
-        stacklevel=3,
-    )
-    points = np.empty((len(chosen), common, 3), dtype=np.float32)
-    normal = np.empty_like(points) if clouds.normals is not None else None
-    starts = np.cumsum(clouds.counts) - clouds.counts
-    for out, cloud in enumerate(chosen):
-        span = slice(starts[cloud], starts[cloud] + clouds.counts[cloud])
-        pick = _resample(int(clouds.counts[cloud]), common, int(cloud))
-        points[out] = to_unit_sphere(clouds.points[span])[pick]
-        if normal is not None and clouds.normals is not None:
-            normal[out] = clouds.normals[span][pick]
-    return points, normal
-
-
-def _resample(count: int, wanted: int, seed: int) -> NDArray[np.int64]:
-    """``wanted`` of ``count`` places: all of them and some again where there are too few, else a draw of them."""
-    draw = np.random.RandomState(seed)
-    if count <= wanted:
-        return np.concatenate([np.arange(count), draw.randint(count, size=wanted - count)])
-    return draw.permutation(count)[:wanted]
-
-
-def _normalise(points: NDArray[np.float32], chunk: int = 256) -> NDArray[np.float32]:
-    """`to_unit_sphere` of ``(n, P, 3)``, in place, ``chunk`` clouds at a time."""
-    for start in range(0, len(points), chunk):
-        points[start : start + chunk] = to_unit_sphere(points[start : start + chunk])
-    return points

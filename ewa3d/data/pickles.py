@@ -177,3 +177,18 @@ def load_arrays(path: str | Path) -> Any:
     except Exception as why:
         detail = " ".join(str(why).split()) or type(why).__name__
         raise Ewa3dError(f"{path}: not a whole pickle of NumPy arrays ({detail}): get or make the file again") from None
+
+
+def as_cloud(value: Any, where: str) -> np.ndarray:
+    """``value`` as a table of points, ``(points, 3 or more)`` floats; ``where`` is the file and row of an error."""
+    if not isinstance(value, np.ndarray) or value.ndim != 2 or value.shape[1] < 3 or value.dtype.kind != "f":
+        raise Ewa3dError(f"{where}: a cloud is no array (points, 6) of floats: make the file again")
+    return value
+
+
+def as_label(value: Any, where: str) -> int:
+    """``value``, a number or an array of one, as an integer; ``where`` is the file and row of an error."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "iu":
+        raise Ewa3dError(f"{where}: a label is no single integer: make the file again")
+    return int(array.item())

@@ -114,6 +114,25 @@ def scale_and_shift(
     return points * factor + offset
 
 
+def rotate_about_y(points: Tensor) -> Tensor:
+    """Turn each cloud about the vertical axis, y, by an angle U(0, 2π).
+
+    What later work augments ScanObjectNN with (PointMamba, Liang et al., NeurIPS 2024, appendix C.1); Point-MAE itself
+    scales and shifts there too.
+
+    Args:
+        points: ``(B, N, 3)``.
+    """
+    angle = 2 * torch.pi * torch.rand(len(points), 1, device=points.device)
+    cos, sin = angle.cos(), angle.sin()
+    x, y, z = points.unbind(dim=-1)
+    return torch.stack([cos * x + sin * z, y, cos * z - sin * x], dim=-1)
+
+
+AUGMENTATIONS = {"scale_shift": scale_and_shift, "rotate": rotate_about_y}
+"""What a classifier's training clouds go through, by name."""
+
+
 def _repeat(points: Tensor, num_points: int) -> Tensor:
     """Every point at least once, the rest drawn with replacement."""
     batch, count, _ = points.shape

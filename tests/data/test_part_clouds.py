@@ -3,12 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from ewa3d.data.dataset import PartClouds, to_unit_sphere
+from ewa3d.data.dataset import PartClouds, PointClouds, to_unit_sphere
 from ewa3d.data.part_map import SHAPENETPART, SYNSETS, PartMap
 
 MAP = PartMap({"chair": ("back", "seat", "leg"), "pen": ("tip",), "table": ("top", "leg")})
@@ -67,6 +68,57 @@ def test_a_loader_serves_every_cloud_once():
             assert torch.equal(cloud[:count], points[i])
             seen.append(int(i))
     assert sorted(seen) == [0, 1, 2, 3, 4]
+
+
+# Elsewhere than on the host
+
+
+def test_a_moved_dataset_serves_the_same_batches_and_leaves_the_original_alone():
+    data, _, _ = clouds([5, 2, 7], normals=True)
+    moved = data.to("cpu")
+    assert type(moved) is PartClouds and moved is not data
+    assert repr(moved) == repr(data) and moved.metadata == data.metadata and moved.source(2) == data.source(2)
+    first, second = data.batch([2, 0]), moved.batch([2, 0])
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    data.to("meta")
+    assert data.device.type == "cpu" and data.batch([1])["points"].device.type == "cpu"
+
+
+@given(counts_and_index())
+def test_a_batch_is_cut_where_the_data_are_and_without_reading_from_there(case):
+    """The meta device has shapes and no values: whatever reads one, as a wait for a GPU would, is an error."""
+    counts, index = case
+    here, there = (data.batch(index) for data in (clouds(counts, True)[0], clouds(counts, True)[0].to("meta")))
+    assert {key: value.shape for key, value in there.items()} == {key: value.shape for key, value in here.items()}
+    assert {value.device.type for value in there.values()} == {"meta"}
+
+
+def test_clouds_of_equal_size_move_too():
+    data = PointClouds(torch.randn(6, 10, 3), torch.arange(6) % 2, ["a", "b"], normals=torch.randn(6, 10, 3))
+    there = data.to("meta")
+    batch = there.batch([4, 1, 1])
+    assert {key: tuple(value.shape) for key, value in batch.items()} == {
+        "points": (3, 10, 3),
+        "normals": (3, 10, 3),
+        "label": (3,),
+        "index": (3,),
+    }
+    assert {value.device.type for value in batch.values()} == {"meta"} and there.device.type == "meta"
+    assert repr(there) == repr(data) and data.device.type == "cpu"
+    assert data.nbytes == 6 * 10 * 3 * 4 * 2 + 6 * 8 == there.nbytes
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_batch_holds_the_same_and_the_host_does_not_wait():
+    data, _, _ = clouds([5, 2, 7, 3], normals=True)
+    on_gpu = data.to("cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = on_gpu.batch([2, 0, 3])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for key, value in data.batch([2, 0, 3]).items():
+        assert batch[key].device.type == "cuda" and torch.equal(batch[key].cpu(), value)
 
 
 def test_what_a_dataset_says_of_itself():

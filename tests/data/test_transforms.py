@@ -9,11 +9,13 @@ from ewa3d.data import PointClouds, Shapes
 from ewa3d.data.transforms import (
     oversampled,
     random_index,
+    rotate_about_y,
     sample_first,
     sample_random,
     scale_and_shift,
     seeded_index,
 )
+from ewa3d.engine.tasks import make_task
 from ewa3d.ops import farthest_point_sample, gather_points
 
 
@@ -131,3 +133,26 @@ def test_seeds_clouds_and_replacement_change_a_seeded_index():
     ):
         assert not torch.equal(first, other)
     assert 520 < len(other.unique()) < 580, "800 of 1000 with replacement: 1000 (1 - exp(-0.8)) = 551 of them"
+
+
+def test_turning_about_y_keeps_heights_and_distances_and_turns_every_cloud_by_another_angle():
+    points = torch.randn(1, 50, 3).repeat(200, 1, 1)
+    turned = rotate_about_y(points)
+    torch.testing.assert_close(turned[..., 1], points[..., 1])
+    turn = torch.linalg.lstsq(points[0], turned[0]).solution
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3), atol=1e-4, rtol=0)
+    assert torch.linalg.det(turn) == pytest.approx(1, abs=1e-4), "no mirror image"
+    angle = torch.atan2(turned[:, 0, 0], turned[:, 0, 2])
+    quarters = torch.histc(angle, 4, -torch.pi, torch.pi)
+    assert quarters.min() > 25, "angles are of all directions"
+    assert len(angle.unique()) == 200
+
+
+def test_training_and_votes_are_augmented_as_configured(tiny_config):
+    points = torch.randn(2, 64, 3)
+    metadata = {"class_names": ["a", "b"]}
+    for name, same_height in (("rotate", True), ("scale_shift", False)):
+        task = make_task(tiny_config(f"data.augmentation={name}"), metadata)
+        (drawn,), _ = task.training_batch({"points": points, "label": torch.tensor([0, 1])})
+        for heights in (drawn[..., 1], task.augmented(points, 64)[..., 1]):
+            assert torch.allclose(heights.sort().values, points[..., 1].sort().values) is same_height
