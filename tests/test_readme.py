@@ -47,6 +47,13 @@ def test_part_segmentation():
     assert names["logits"].shape == (2, 2048, 50)
 
 
+def test_pretraining():
+    names = {"torch": torch, "ewa3d": ewa3d}
+    exec(block('task="pretraining"'), names)
+    assert names["output"]["mask"].sum(dim=1).tolist() == [38, 38]
+    assert names["model"].mask_token.grad is not None
+
+
 def test_predicting(folder, capsys):
     model = ewa3d.create_model("point_mae_tiny", num_classes=2, embed_dim=24, depth=2, num_heads=2)
     export = folder / "runs" / "modelnet40_cpu" / "export"

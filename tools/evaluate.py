@@ -10,6 +10,9 @@ EXAMPLES = """examples:
   python tools/evaluate.py runs/modelnet40_cpu                     the test split, single pass
   python tools/evaluate.py runs/modelnet40_cpu eval.vote=10        and the ten-fold vote, as a score of its own
   python tools/evaluate.py runs/modelnet40_cpu eval.split=val
+  python tools/evaluate.py runs/modelnet40_cpu eval.probe=true     and a linear SVM on its frozen features
+  python tools/evaluate.py runs/modelnet40_cpu eval.probe=true eval.untrained=true eval.seed=1
+                                                                   and on those of the same model untrained
   python tools/evaluate.py runs/shapes_partseg                     part segmentation: every point of every cloud
   python tools/evaluate.py runs/shapes_partseg eval.protocol=official --out scores.json
   python tools/evaluate.py runs/shapes_partseg --plots pictures    the IoU of every category as bars

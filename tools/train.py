@@ -11,6 +11,8 @@ EXAMPLES = """examples:
   python tools/train.py configs/modelnet40_cpu.yaml                 ModelNet40 in minutes on two cores
   python tools/train.py configs/modelnet40_scratch.yaml train.precision=bf16 ewa.num_experts=8
   python tools/train.py configs/modelnet40_scratch.yaml ewa=null    the same, dense
+  python tools/train.py configs/finetune_modelnet40.yaml model.pretrained=pretrain.pth       or an export folder
+  python tools/train.py configs/modelnet40_cpu.yaml ema.decay=0.999 with a moving average of the weights
   python tools/train.py configs/shapes_partseg.yaml                 part segmentation of the built-in shapes
   python tools/train.py configs/shapenetpart_scratch.yaml data.root=/data/my_parts     or of one's own set
   python tools/train.py runs/modelnet40_scratch/config.yaml run.resume=true

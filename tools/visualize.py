@@ -1,4 +1,4 @@
-"""Draw what a model sees and says: its predictions, samples of its data, its tokens, how experts share them."""
+"""Draw what a model sees and says: predictions, reconstructions, its data, its tokens, how experts share them."""
 
 import re
 from pathlib import Path
@@ -8,16 +8,18 @@ from ewa3d.errors import Ewa3dError
 
 WHAT = {
     "predictions": """shapes with their predicted class, mistakes in red; of a part-segmentation model, a row a shape:
-                the true parts, the predicted ones, and the points that are wrong""",
+                  the true parts, the predicted ones, and the points that are wrong""",
     "samples": "shapes of the dataset, in the colours of their parts where they have parts",
     "tokens": "a shape's points, the groups that the model cuts, and the centres of these: its tokens",
     "experts": "one random uniform partition of the tokens of several shapes, in the colours of the experts",
+    "reconstruction": """of a pretraining run, a row a shape: its points, the groups that the encoder is shown, and what
+                  the decoder makes of the others""",
     "features": "a map of the pooled features of the whole split, in the colours of the classes (--out only)",
 }
 
 EXAMPLES = (
     "WHAT is one of\n"
-    + "".join(f"  {name:<13} {text}\n" for name, text in WHAT.items())
+    + "".join(f"  {name:<14}  {text}\n" for name, text in WHAT.items())
     + """
 examples:
   python tools/visualize.py predictions runs/modelnet40_cpu                          a window that turns
@@ -26,6 +28,7 @@ examples:
   python tools/visualize.py samples runs/modelnet40_cpu eval.split=train --shapes 20 --seed 7 --out samples.png
   python tools/visualize.py tokens runs/modelnet40_cpu --index 17 --out tokens.png --size 1200x400
   python tools/visualize.py experts runs/modelnet40_cpu --index 3,17,25 --out experts.png
+  python tools/visualize.py reconstruction runs/pretrain_modelnet40_cpu --out reconstruction.png
   python tools/visualize.py features runs/modelnet40_cpu --method tsne --out features.png
 
 A run draws its confusion matrix, or the IoU of every category, by itself; tools/evaluate.py --plots DIR draws it again.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,27 +12,15 @@ from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
-from ..data import Clouds, PointClouds, create_dataset
+from ..data import IDENTITY, Clouds, PointClouds, create_dataset
+from ..data.splits import stratified_subset
 from ..data.transforms import oversampled
 from ..errors import Ewa3dError
 from ..ewa import expert_layers, upcycle
 from ..models import PointTransformer, create_model, load_pretrained
 from .checkpoint import load_weights, read_state, require_checkpoint
 from .config import Config, TrainConfig
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory instead of giving it back to the system (no effect elsewhere).
-
-    Every training step frees and takes the same large blocks; by default glibc unmaps them, and the kernel zeroes each
-    page again at its next touch: 90,000 page faults a second were counted while training on two cores, none with this.
-    """
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # parameters of mallopt(3)
-    with suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 64 << 20)
+from .cpu import tune_process, use_plain_attention
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -47,17 +33,22 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         cpu=config.device == "cpu",
         gradient_accumulation_steps=config.accumulation,
         # the order of an epoch depends on seed and epoch alone, so that a resumed run sees the same one
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True,
+            data_seed=config.seed,
+            non_blocking=torch.cuda.is_available(),  # the copy of a batch to a GPU is not waited for
+        ),
     )
     if accelerator.device.type == "cpu":
-        keep_freed_memory()
+        tune_process()
     return accelerator
 
 
 def open_split(config: Config, split: str) -> Clouds:
     """A split of the configured dataset.
 
-    Whole clouds for part segmentation; for classification, the farthest points that training and evaluation draw from.
+    Whole clouds for part segmentation; else the farthest points that training and evaluation draw from, but all points
+    of ShapeNet55, as officially. Of ``train`` and ``trainval``, the part ``data.fraction``.
     """
     data = config.data
     drawn_from = oversampled(data.num_points)
@@ -66,17 +57,35 @@ def open_split(config: Config, split: str) -> Clouds:
         split,
         task=config.task,
         root=data.root,
-        num_points=data.num_points if config.task == "classification" else drawn_from,
+        num_points=drawn_from if config.task == "part_segmentation" else data.num_points,
         val_fraction=data.val_fraction,
         per_class=data.per_class,
+        unit_sphere=data.unit_sphere,
+        way=data.way,
+        shot=data.shot,
+        fold=data.fold,
     )
-    if not isinstance(dataset, PointClouds) or dataset.points.shape[1] <= data.num_points:
+    if split in ("train", "trainval") and data.fraction < 1:
+        dataset = dataset.subset(stratified_subset(dataset.labels, data.fraction, data.subset_seed))
+    if not isinstance(dataset, PointClouds) or dataset.shuffled or dataset.points.shape[1] <= data.num_points:
         return dataset
     return dataset.farthest_first(drawn_from)
 
 
-def train_loader(dataset: Clouds, config: TrainConfig) -> DataLoader:
+def beside_the_model(dataset: Clouds, config: TrainConfig, device: torch.device) -> Clouds:
+    """``dataset`` on a GPU, where it takes less than a quarter of the memory that is free there; else as it is.
+
+    Loader processes cannot share what is on a GPU: with ``train.num_workers`` it stays on the host too.
+    """
+    if device.type != "cuda" or config.num_workers:
+        return dataset
+    free, _ = torch.cuda.mem_get_info(device)
+    return dataset.to(device) if dataset.nbytes < free / 4 else dataset
+
+
+def train_loader(dataset: Clouds, config: TrainConfig, device: torch.device) -> DataLoader:
     """Shuffled whole batches; the last incomplete one is dropped (BatchNorm fails on a batch of one)."""
+    dataset = beside_the_model(dataset, config, device)
     return DataLoader(
         dataset,
         config.batch_size,
@@ -84,7 +93,7 @@ def train_loader(dataset: Clouds, config: TrainConfig) -> DataLoader:
         drop_last=True,
         num_workers=config.num_workers,
         collate_fn=_as_is,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda" and dataset.device.type == "cpu",
     )
 
 
@@ -101,7 +110,7 @@ def build_model(config: Config, metadata: Mapping[str, Any]) -> tuple[PointTrans
         metadata: of its dataset: the model's outputs follow from it.
     """
     options = {k: v for k, v in asdict(config.model).items() if v is not None and k not in ("name", "pretrained")}
-    options |= output_sizes(metadata)
+    options |= output_sizes(config.task, metadata)
     notes = []
     try:
         model = create_model(config.model.name, config.task, **options)
@@ -115,8 +124,17 @@ def build_model(config: Config, metadata: Mapping[str, Any]) -> tuple[PointTrans
     return model, notes
 
 
-def output_sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
-    """The ``create_model`` options that follow from what the labels mean."""
+def place(model: PointTransformer, accelerator: Accelerator) -> PointTransformer:
+    """The same model, on the accelerator's device and set up for it."""
+    if accelerator.device.type == "cpu":
+        use_plain_attention(model)
+    return model.to(accelerator.device)
+
+
+def output_sizes(task: str, metadata: Mapping[str, Any]) -> dict[str, int]:
+    """The ``create_model`` options that follow from what the labels mean; to pretraining they mean nothing."""
+    if task == "pretraining":
+        return {}
     if "parts" not in metadata:
         return {"num_classes": len(metadata["class_names"])}
     parts = metadata["parts"].values()
@@ -126,14 +144,16 @@ def output_sizes(metadata: Mapping[str, Any]) -> dict[str, int]:
 def restore_model(folder: Path, config: Config, checkpoint: str = "best") -> PointTransformer:
     """A run's model, experts and all, with the weights of its ``best`` or ``last`` checkpoint.
 
+    Of a run with a moving average of the weights, that average.
     Its ``metadata`` say what its outputs mean and what it was trained on; `merge` keeps them, and exports have them.
     """
     saved = require_checkpoint(folder, checkpoint)
     fresh = replace(config, model=replace(config.model, pretrained=None))  # the checkpoint has all weights
     labels = read_state(saved)["labels"]
     model, _ = build_model(fresh, labels)
-    load_weights(saved, model)
-    data = {"name": config.data.name, "num_points": config.data.num_points}
+    load_weights(saved, model, ema=config.ema is not None)
+    options = ("name", "num_points", *IDENTITY.get(config.data.name, ()))
+    data = {option: getattr(config.data, option) for option in options}
     model.metadata = {"task": config.task, **labels, "data": data}
     return model
 

@@ -24,10 +24,19 @@ from ..errors import Ewa3dError
 from ..files import write_atomically
 
 _MEND = "write the name of the step before it into checkpoints/last"
+_WEIGHTS = {False: "model.safetensors", True: "ema.safetensors"}  # whether of the moving average
 _KEEP = 2  # the newest ones; the best is kept besides
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, state: dict[str, Any], *, best: bool) -> Path:
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    state: dict[str, Any],
+    *,
+    best: bool,
+    ema: nn.Module | None = None,
+) -> Path:
     """Write ``folder/step-N`` and point ``last`` (and ``best``) at it; older ones than needed are deleted.
 
     Args:
@@ -36,14 +45,16 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: Optimizer, state:
         optimizer: its state tensors are saved, and its groups' settings.
         state: what else the run needs, as JSON can hold it; ``state["step"]`` is the number of optimizer steps.
         best: whether this is the best epoch so far.
+        ema: the moving average of the model, where there is one.
     """
     step = state["step"]
     tensors, groups = _flatten_optimizer(optimizer)
     temporary = folder / f".step-{step}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_atomically(temporary / "model.safetensors", save(weights))
+    write_atomically(temporary / _WEIGHTS[False], save(_weights(model)))
+    if ema is not None:
+        write_atomically(temporary / _WEIGHTS[True], save(_weights(ema)))
     write_atomically(temporary / "optimizer.safetensors", save(tensors))
     write_atomically(temporary / "state.json", json.dumps({**state, "groups": groups}))
     final = folder / f"step-{step}"
@@ -79,9 +90,9 @@ def require_checkpoint(folder: Path, name: str) -> Path:
     return saved
 
 
-def load_weights(checkpoint: Path, model: nn.Module) -> None:
-    """Load a checkpoint's weights, experts and all, into ``model``."""
-    state = _read_tensors(checkpoint / "model.safetensors")
+def load_weights(checkpoint: Path, model: nn.Module, *, ema: bool = False) -> None:
+    """Load a checkpoint's weights, or with ``ema`` their moving average, experts and all, into ``model``."""
+    state = _read_tensors(checkpoint / _WEIGHTS[ema])
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -129,6 +140,10 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}})
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
 
 
 def _flatten_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

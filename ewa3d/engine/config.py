@@ -11,10 +11,13 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..data import DATASETS
+from ..data import DATASETS, FEW_SHOT, SCANOBJECTNN
+from ..data.transforms import AUGMENTATIONS
 from ..errors import Ewa3dError, first_line
 from ..ewa.averaging import SCHEDULES
 from ..models import list_models
+from ..models.pretraining import MASK_TYPES
+from ..ops.chamfer import NORMS
 
 
 def option(default: Any, help: str, choices: Sequence[str] = (), least: float | None = None) -> Any:
@@ -32,6 +35,14 @@ class ModelConfig:
     group_size: int = option(32, "points a token", least=1)
     drop_path_rate: float = option(0.1, "stochastic depth at the last block", least=0)
     fps_min_norm: float | None = option(None, "never sample points this near to the origin (official: 0.0316)", least=0)
+    decoder_depth: int | None = option(None, "pretraining only: blocks of the decoder (default: 4)", least=1)
+    mask_ratio: float | None = option(
+        None, "pretraining only: part of the groups that is hidden (default: 0.6)", least=0
+    )
+    mask_type: str | None = option(
+        None, "pretraining only: hide random groups, or a block of neighbours (default: random)", MASK_TYPES
+    )
+    chamfer: str | None = option(None, "pretraining only: the loss, Chamfer-L1 or -L2 (default: l2)", NORMS)
     pretrained: str | None = option(None, "weights to start from: official .pth, .safetensors or an export folder")
 
 
@@ -46,9 +57,31 @@ class DataConfig:
         "train", "train on: train (the rest of the official one is val) or all of it", ("train", "trainval")
     )
     val_fraction: float = option(
-        0.1, "modelnet40 only: part of the official training split kept for validation", least=0
+        0.1,
+        "modelnet40, scanobjectnn and shapenet55: part of the official training split kept for validation",
+        least=0,
+    )
+    fraction: float = option(
+        1.0, "part of the training labels that is used, of every class alike and at least one; above 0 to 1", least=0
+    )
+    subset_seed: int = option(
+        0,
+        "of the draw of data.fraction; not train.seed, so that repeated trainings learn from the same labels",
+        least=0,
+    )
+    augmentation: str = option(
+        "scale_shift",
+        "classification only: of training clouds and votes; rotate turns them about y (scanobjectnn in later work)",
+        tuple(AUGMENTATIONS),
     )
     per_class: int | None = option(None, "shapes only: shapes a class and split", least=1)
+    unit_sphere: bool = option(
+        True,
+        "scanobjectnn only: normalise the clouds, as predict.py does with all; false takes them as stored (official)",
+    )
+    way: int = option(5, "few-shot only: classes of the episode", least=2)
+    shot: int = option(10, "few-shot only: training shapes a class", least=1)
+    fold: int = option(0, "few-shot only: which episode; tools/fewshot.py runs all ten", least=0)
 
 
 @dataclass
@@ -61,6 +94,12 @@ class EwaConfig:
 
 
 @dataclass
+class EmaConfig:
+    decay: float = option(0.999, "part of the average that a step keeps, below 1", least=0)
+    warmup: bool = option(True, "keep less in the beginning: 1 - 1/t^(2/3) in step t, until that is the decay")
+
+
+@dataclass
 class OptimConfig:
     lr: float = option(5e-4, "AdamW's peak learning rate", least=0)
     weight_decay: float = option(0.05, "not on biases, norms and tokens", least=0)
@@ -69,6 +108,9 @@ class OptimConfig:
     warmup_epochs: float = option(10, "epochs of linear warm-up", least=0)
     clip_grad: float | None = option(10.0, "largest gradient norm (null: no clipping)", least=0)
     label_smoothing: float = option(0.0, "of the cross entropy", least=0)
+    layer_decay: float | None = option(
+        None, "for fine-tuning: a block learns at this part of the next one's rate, the head at the full one", least=0
+    )
 
 
 @dataclass
@@ -79,6 +121,11 @@ class TrainConfig:
     seed: int = option(0, "of everything random in the run", least=0)
     precision: str = option("fp32", "bf16 is faster on GPUs and on CPUs with AVX512-BF16 or AMX", ("fp32", "bf16"))
     device: str = option("auto", "auto takes a GPU where there is one", ("auto", "cpu", "cuda", "mps"))
+    cuda_graph: bool = option(
+        False,
+        "record a step once and replay it, to spare the host its kernel launches; one process on an NVIDIA GPU, "
+        "without accumulation",
+    )
     num_workers: int = option(0, "loader processes; the data is in memory, so 0 is fastest", least=0)
     select: str = option(
         "val", "what chooses the best epoch; test only in recipes called official", ("val", "last", "test")
@@ -99,7 +146,11 @@ class EvalConfig:
         "part segmentation only: whole scores every point of a cloud, official a draw of data.num_points of them",
         ("whole", "official"),
     )
-    seed: int = option(0, "of the draws", least=0)
+    seed: int = option(0, "of the draws, and of the weights of eval.untrained", least=0)
+    probe: bool = option(
+        False, "besides, a linear SVM on the frozen features, trained on data.train_split: a score of its own"
+    )
+    untrained: bool = option(False, "with eval.probe, the same for the same model untrained")
 
 
 @dataclass
@@ -116,6 +167,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     ewa: EwaConfig | None = field(default_factory=EwaConfig)
+    ema: EmaConfig | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -126,6 +178,7 @@ GROUPS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
     "ewa": EwaConfig,
+    "ema": EmaConfig,
     "optim": OptimConfig,
     "train": TrainConfig,
     "eval": EvalConfig,
@@ -192,7 +245,7 @@ def describe_keys() -> str:
                 "null" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
             )
             lines.append(f"  {group}.{f.name} = {default}: {f.metadata['help']}{choices}")
-    lines.append("  ewa = null trains the plain, dense model")
+    lines.append("  ewa = null trains the plain, dense model; ema = null, the default, takes no average over time")
     return "\n".join(lines)
 
 
@@ -224,6 +277,18 @@ def _check(config: Config) -> None:
     ewa = config.ewa
     if ewa is not None and ewa.share_rate > (limit := (ewa.num_experts - 1) / ewa.num_experts):
         raise Ewa3dError(f"ewa.share_rate={ewa.share_rate}: with {ewa.num_experts} experts it is at most {limit:.4g}")
+    if config.ema is not None and config.ema.decay >= 1:
+        raise Ewa3dError(f"ema.decay={config.ema.decay}: must be below 1, where the average never moves")
+    if config.optim.layer_decay is not None and not 0 < config.optim.layer_decay <= 1:
+        raise Ewa3dError(f"optim.layer_decay={config.optim.layer_decay}: must be above 0 and at most 1")
+    if config.eval.untrained and not config.eval.probe:
+        raise Ewa3dError("eval.untrained=true: an untrained model is probed and nothing else: add eval.probe=true")
+    apart = "test" if config.data.train_split == "trainval" else "val test"
+    if config.eval.probe and config.eval.split not in apart.split():
+        raise Ewa3dError(
+            f"eval.probe=true: eval.split={config.eval.split} is trained on (data.train_split="
+            f"{config.data.train_split}): take {' or '.join(apart.split())}"
+        )
     if config.train.select == "test" and "official" not in config.recipe:
         raise Ewa3dError(
             "train.select=test: the test split chooses nothing unless the recipe is called official: take val or last"
@@ -232,9 +297,16 @@ def _check(config: Config) -> None:
         raise Ewa3dError("train.select=val with data.train_split=trainval would choose on training data: take last")
     if config.data.name not in (right := DATASETS[config.task]):
         raise Ewa3dError(f"data.name={config.data.name}: not for task={config.task}: take {' or '.join(right)}")
-    if config.task == "part_segmentation" and config.eval.vote:
+    if config.task != "classification" and config.eval.vote:
         raise Ewa3dError(f"eval.vote={config.eval.vote}: votes are for classification: leave it at 0")
-    if config.train.select == "val" and config.data.name == "modelnet40" and config.data.val_fraction == 0:
+    if not 0 < config.data.fraction <= 1:
+        raise Ewa3dError(f"data.fraction={config.data.fraction}: must be above 0 and at most 1")
+    if config.task != "classification" and config.data.augmentation != "scale_shift":
+        raise Ewa3dError(f"data.augmentation={config.data.augmentation}: is for classification: leave it out")
+    if config.train.select == "val" and config.data.name in FEW_SHOT:
+        raise Ewa3dError("train.select=val: a few-shot episode has no validation split: take last")
+    cut = config.data.name in ("modelnet40", "shapenet55", *SCANOBJECTNN)  # val is cut off train
+    if config.train.select == "val" and cut and config.data.val_fraction == 0:
         raise Ewa3dError("train.select=val needs a validation split: set data.val_fraction above 0, or take last")
 
 

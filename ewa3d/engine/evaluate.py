@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,44 +12,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..data import Clouds
-from ..data.transforms import sample_random, scale_and_shift
+from ..data import IDENTITY, Clouds
 from ..errors import Ewa3dError
 from ..ewa import expert_layers, merge
 from ..models import PointTransformer, from_pretrained
-from ..progress import track
-from .build import eval_loader, make_accelerator, open_split, output_sizes, restore_model
+from .batches import run_batches
+from .build import eval_loader, make_accelerator, open_split, output_sizes, place, restore_model
 from .config import Config, load_config
+from .probe import describe_probe, probe_model
 from .run import load_run_config
 from .tasks import Batch, Classification, Task, make_task, score_line
-
-
-@torch.inference_mode()
-def run_batches(
-    step: Callable[[Batch], tuple[Tensor, ...]],
-    loader: DataLoader,
-    accelerator: Accelerator,
-    precision: str = "fp32",
-    label: str = "evaluating",
-) -> tuple[Tensor, ...]:
-    """What ``step`` returns for every cloud of a dataset, on the CPU, in the dataset's order.
-
-    Several processes share the work and each returns everything, whatever their number.
-
-    Args:
-        step: of a batch makes tensors of one row a cloud.
-        loader: from `eval_loader`.
-        accelerator: devices and processes.
-        precision: ``fp32`` or ``bf16`` (autocast).
-        label: what the progress bar says.
-    """
-    batches = []
-    bar = {"unit": getattr(loader, "total_batch_size", 1), "enabled": accelerator.is_main_process}
-    for batch in track(loader, label, len(loader), **bar):
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            rows = step(batch)
-        batches.append([row.cpu() for row in accelerator.gather_for_metrics(rows)])
-    return tuple(torch.cat(rows) for rows in zip(*batches, strict=True))
 
 
 def tally_model(
@@ -74,11 +46,12 @@ def tally_model(
 
 
 def evaluate(
-    model: nn.Module, task: Task, loader: DataLoader, accelerator: Accelerator, config: Config
+    model: PointTransformer, task: Task, loader: DataLoader, accelerator: Accelerator, config: Config
 ) -> tuple[dict[str, dict[str, Any]], tuple[Tensor, ...]]:
-    """Scores by protocol, in fp32: the task's own and, for classification with ``eval.vote``, ``vote10`` (or others).
+    """Scores by protocol, in fp32: the task's own and, where asked for, others.
 
-    A vote is the mean logits of several passes on randomly drawn, scaled and shifted points, always from the same seed.
+    For classification with ``eval.vote``, ``vote10`` (or another number): the mean logits of several passes on randomly
+    drawn and augmented points, always from the same seed. With ``eval.probe`` the linear probes of `probe_model`.
     Protocols are not to be compared with each other.
 
     Returns:
@@ -88,12 +61,16 @@ def evaluate(
     scores = {task.protocol: task.scores(*tallies)}
     if config.eval.vote and isinstance(task, Classification):
         scores[f"vote{config.eval.vote}"] = _vote(model, task, loader, accelerator, config)
+    if config.eval.probe:
+        scores |= probe_model(model, task, loader, accelerator, config)
     return scores, tallies
 
 
 def describe_data(config: Config) -> str:
-    """The dataset's name for people, and which folder it was read from where the configuration names one."""
-    return config.data.name + (f" in {Path(config.data.root).name}" if config.data.root else "")
+    """The dataset's name for people, with what it depends on, and the folder where the configuration names one."""
+    options = ", ".join(f"{option}={getattr(config.data, option)}" for option in IDENTITY.get(config.data.name, ()))
+    name = config.data.name + (f" ({options})" if options else "")
+    return name + (f" in {Path(config.data.root).name}" if config.data.root else "")
 
 
 def draw_scores(
@@ -108,16 +85,13 @@ def draw_scores(
 def _vote(
     model: nn.Module, task: Classification, loader: DataLoader, accelerator: Accelerator, config: Config
 ) -> dict[str, Any]:
-    def draw(points: Tensor, num_points: int) -> Tensor:
-        return scale_and_shift(sample_random(points, num_points))
-
     total, labels = torch.zeros(()), torch.zeros(())
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(config.eval.seed + accelerator.process_index)
         for i in range(config.eval.vote):
             label = f"vote {i + 1}/{config.eval.vote}"
-            step = partial(task.predict, model.eval(), draw=draw)
+            step = partial(task.predict, model.eval(), draw=task.augmented)
             logits, labels = run_batches(step, loader, accelerator, label=label)
             total = total + logits
     return task.scores(total, labels)
@@ -146,13 +120,14 @@ def open_evaluation(folder: Path, overrides: Sequence[str] = ()) -> Evaluation:
         config = load_config(file, overrides)
     else:
         known = {"task": model.config["task"], "data": model.metadata.get("data", {})}
+        known |= {"train": {"select": "last"}}  # nothing is trained: no validation split is needed
         config = load_config(overrides=overrides, base=known)
     if config.task != model.config["task"]:
         raise Ewa3dError(f"{folder} was made for task={model.config['task']}, not {config.task}: leave task out")
     accelerator = make_accelerator(config.train)
     dataset = open_split(config, config.eval.split)
     _check_labels(model, dataset.metadata, folder, config)
-    model.to(accelerator.device)
+    place(model, accelerator)
     task, loader = make_task(config, dataset.metadata), eval_loader(dataset, config, accelerator)
     return Evaluation(model, task, dataset, loader, accelerator, config)
 
@@ -165,7 +140,7 @@ def evaluate_folder(
     Args:
         folder: of the run or the export.
         overrides: ``key=value`` settings.
-        plots: a folder for the picture that a run draws of its scores (``confusion.png`` or ``iou.png``); made where it
+        plots: a folder for the picture that a run draws of its scores (``confusion.png``, …); made where it
             is not there.
 
     Returns:
@@ -197,8 +172,10 @@ def make_folder(folder: Path) -> None:
 
 def _check_labels(model: PointTransformer, labels: dict[str, Any], folder: Path, config: Config) -> None:
     """Raise where a model's outputs do not mean what the dataset's labels mean."""
+    if config.task == "pretraining":  # any clouds can be reconstructed
+        return
     known = {key: model.metadata[key] for key in labels if key in model.metadata}
-    for key, size in output_sizes(labels).items():
+    for key, size in output_sizes(config.task, labels).items():
         if model.config[key] != size:
             raise Ewa3dError(
                 f"{folder} has {key}={model.config[key]}, {config.data.name} here {size}: "
@@ -230,5 +207,5 @@ def describe_evaluation(scores: dict[str, Any], what: str) -> str:
     for protocol, found in scores.items():
         if isinstance(found, dict):
             lines += [f"  {name:<12} {score:6.2f} %" for name, score in found.get("per_category", {}).items()]
-            lines.append(score_line(scores["split"], protocol, found))
+            lines.append(score_line(scores["split"], protocol, found) + describe_probe(found))
     return "\n".join(lines)

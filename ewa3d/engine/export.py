@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader
 from ..ewa import expert_layers, merge, merge_report
 from ..files import write_atomically
 from ..models import PointTransformer, save_pretrained
-from .build import eval_loader, make_accelerator, open_split, restore_model
+from .batches import run_batches
+from .build import eval_loader, make_accelerator, open_split, place, restore_model
 from .checkpoint import require_checkpoint
-from .evaluate import run_batches, tally_model
+from .evaluate import tally_model
 from .run import load_run_config
 from .tasks import Batch, Task, describe_scores, make_task
 
-TOLERANCE = 1e-4  # of a logit, between the experts in eval mode and the merged model, in fp32
+TOLERANCE = 1e-4  # of a logit or a coordinate, between the experts in eval mode and the merged model, in fp32
 
 
 class MergeError(RuntimeError):
@@ -44,7 +45,7 @@ def export_run(
     """
     config = load_run_config(folder)
     accelerator = accelerator or make_accelerator(config.train)
-    trained = restore_model(folder, config, checkpoint).to(accelerator.device).eval()
+    trained = place(restore_model(folder, config, checkpoint), accelerator).eval()
     has_experts = bool(expert_layers(trained))
     plain = merge(trained).eval() if has_experts else trained
 
@@ -56,6 +57,7 @@ def export_run(
         "checkpoint": require_checkpoint(folder, checkpoint).name,
         "split": split,
         "protocol": task.protocol,
+        "outputs": task.outputs,
         "before": before,
         "after": after,
         "max_logit_difference": difference,
@@ -63,7 +65,7 @@ def export_run(
     }
     if not report["max_logit_difference"] <= TOLERANCE:
         raise MergeError(
-            f"{folder}: the merged model's logits differ by {report['max_logit_difference']:.3g} "
+            f"{folder}: the merged model's {task.outputs} differ by {report['max_logit_difference']:.3g} "
             f"(at most {TOLERANCE:g} is rounding): nothing was exported"
         )
     if accelerator.is_main_process:
@@ -99,7 +101,9 @@ def describe_report(report: dict[str, Any]) -> list[str]:
         for name, layer in report["layers"].items()
     ]
     if lines:
-        lines.append(f"logits before and after the merge differ by at most {report['max_logit_difference']:.1e}")
+        lines.append(
+            f"{report['outputs']} before and after the merge differ by at most {report['max_logit_difference']:.1e}"
+        )
     else:
         lines.append("no experts: the model is plain already and is exported as it is")
     for when in ("before", "after"):

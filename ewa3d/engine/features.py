@@ -1,4 +1,4 @@
-"""What a model makes of whole clouds before its head, and a map of it."""
+"""A map of what a model makes of whole clouds before its head."""
 
 from __future__ import annotations
 
@@ -6,39 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from accelerate import Accelerator
-from torch import Tensor
-from torch.utils.data import DataLoader
-
-from ..models import PointTransformer
 from ..viz.plots import feature_map
-from .evaluate import describe_data, make_folder, open_evaluation, run_batches
-from .tasks import Batch, Task
-
-
-def pooled_features(
-    model: PointTransformer, task: Task, loader: DataLoader, accelerator: Accelerator
-) -> tuple[Tensor, Tensor]:
-    """Pooled features and label of every cloud of a dataset, in its order; see `run_batches`.
-
-    Classification pools the class token and the maximum over the groups, which is what its head is given; part
-    segmentation the maximum over the groups, of three depths.
-
-    Args:
-        model: in eval mode.
-        task: says from which points.
-        loader: from `eval_loader`.
-        accelerator: devices and processes.
-
-    Returns:
-        ``(n, 2C)`` or ``(n, 3C)`` float32, and ``(n,)`` int64: the class, or the category.
-    """
-
-    def step(batch: Batch) -> tuple[Tensor, ...]:
-        return task.features(model, batch).float(), batch["label"]
-
-    features, labels = run_batches(step, loader, accelerator, label="features")
-    return features, labels
+from .evaluate import describe_data, make_folder, open_evaluation
+from .probe import pooled_features
 
 
 def draw_features(

@@ -18,9 +18,14 @@ def classification_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
         logits: ``(n, classes)``.
         labels: ``(n,)`` int64.
     """
+    return label_scores(logits.argmax(dim=1), labels)
+
+
+def label_scores(predicted_labels: Tensor, labels: Tensor) -> dict[str, float]:
+    """`classification_scores` of classes instead of logits, both ``(n,)`` int64."""
     from sklearn.metrics import accuracy_score, recall_score
 
-    truth, predicted = labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
+    truth, predicted = labels.cpu().numpy(), predicted_labels.cpu().numpy()
     # recall of the classes present is balanced accuracy, without its warning about predicted classes that are absent
     recalls = recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0)
     return {"oa": 100 * float(accuracy_score(truth, predicted)), "macc": 100 * float(recalls)}

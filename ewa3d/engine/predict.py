@@ -17,7 +17,7 @@ from ..data import PartMap
 from ..data.dataset import to_unit_sphere
 from ..data.transforms import seeded_index
 from ..errors import Ewa3dError
-from ..models import PartSegmenter, PointTransformer
+from ..models import MaskedAutoencoder, PartSegmenter, PointTransformer
 from ..ops import farthest_point_sample, gather_points
 from .metrics import predict_parts
 
@@ -123,8 +123,10 @@ def check_category(model: PointTransformer, category: str | None) -> tuple[PartM
 
     Raises:
         Ewa3dError: an unknown or missing category, or one for a classifier; a model that does not say what its parts
-            are.
+            are, or has no head.
     """
+    if isinstance(model, MaskedAutoencoder):
+        raise Ewa3dError("a pretraining model predicts nothing: train a classifier from it with model.pretrained=")
     if not isinstance(model, PartSegmenter):
         if category is not None:
             raise Ewa3dError(f"category {category!r} is for part segmentation, and this model classifies: leave it out")

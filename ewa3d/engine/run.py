@@ -17,7 +17,7 @@ from ..files import write_atomically
 from .config import Config, load_config, to_yaml
 
 # may differ between a run and its continuation
-_FREE = ("run.", "train.device", "train.num_workers", "eval.", "data.root")
+_FREE = ("run.", "train.device", "train.cuda_graph", "train.num_workers", "eval.", "data.root")
 
 
 class _Console(logging.StreamHandler):
@@ -70,7 +70,7 @@ class Run:
                 "run.dir=… takes another folder"
             )
         if file.exists() and config.run.resume:
-            _check_same(load_config(file), config, self.dir)
+            check_same(load_config(file), config, self.dir)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         # what was asked for this once is not kept: training from this file again must not delete the run
         once = replace(config, run=replace(config.run, resume=False, overwrite=False))
@@ -104,9 +104,7 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``."""
-        if not self.metrics.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        return read_rows(self.dir)
 
     def forget_after(self, step: int) -> None:
         """Drop rows of steps after ``step``: a resumed run writes them again."""
@@ -115,7 +113,14 @@ class Run:
             write_atomically(self.metrics, "".join(kept))
 
 
-def _check_same(old: Config, new: Config, folder: Path) -> None:
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``metrics.jsonl``; where the run has ended, the last one has its scores and a ``split``."""
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+def check_same(old: Config, new: Config, folder: Path) -> None:
+    """Raise where the run in ``folder`` was made with another configuration, apart from what changes no result."""
     before, now = _flat(asdict(old)), _flat(asdict(new))
     for key in before.keys() | now.keys():
         if before.get(key) != now.get(key) and not key.startswith(_FREE):

@@ -18,10 +18,12 @@ from ..ops import gather_points, knn
 from ..viz.panels import RIGHT, WRONG, Color, Panel
 from .evaluate import Evaluation
 from .metrics import predict_parts
-from .tasks import Batch, PartSegmentation
+from .tasks import Batch, PartSegmentation, Pretraining, describe_scores
 
 _COLORS = PartMap({"": "12345678"}).colors()  # Okabe and Ito's, and one more
 _PLAIN: Color = (0, 114, 178)
+_REBUILT: Color = (213, 94, 0)
+_RECONSTRUCTION = "tools/visualize.py reconstruction"
 _GHOST = torch.tensor([[214, 217, 222]], dtype=torch.uint8)  # points that only show where the shape is
 
 
@@ -45,6 +47,8 @@ def samples(opened: Evaluation, index: Sequence[int]) -> Drawing:
 
 def predictions(opened: Evaluation, index: Sequence[int]) -> Drawing:
     """The class of each shape, or its parts beside the true ones, and what is wrong."""
+    if isinstance(opened.task, Pretraining):
+        raise Ewa3dError(f"a pretraining run predicts no classes: draw what it rebuilds, {_RECONSTRUCTION}")
     draw = _predicted_parts if isinstance(opened.task, PartSegmentation) else _predicted_class
     drawn = [draw(opened, *shape) for shape in _shapes(opened, index)]
     panels = [panel for own, _ in drawn for panel in own]
@@ -81,6 +85,34 @@ def _predicted_parts(opened: Evaluation, batch: Batch, name: str, line: str) -> 
     return panels, f"{line}: mIoU {iou:.1f} %, {share}"
 
 
+def reconstruction(opened: Evaluation, index: Sequence[int]) -> Drawing:
+    """What a masked autoencoder is given of each shape, and what it makes of the rest."""
+    task = opened.task
+    if not isinstance(task, Pretraining):
+        raise Ewa3dError(
+            f"nothing is rebuilt by a model of task={opened.config.task}: name a run with task=pretraining"
+        )
+    panels, lines = [], []
+    for batch, name, line in _shapes(opened, index):
+        on_device = _to_device(opened, batch)
+        output = task.reconstruct(opened.model, on_device)
+        tallies = task.tally(output["reconstruction"].float(), output["target"], on_device)
+        distance = describe_scores(task.scores(*tallies))
+        mask, centers = output["mask"], output["centers"].unsqueeze(2)
+        shown = (output["groups"] + centers)[~mask].flatten(0, 1).cpu()
+        rebuilt = (output["reconstruction"][0] + centers[mask]).flatten(0, 1).float().cpu()
+        of_shown, of_rebuilt = _rows(_PLAIN, shown), _rows(_REBUILT, rebuilt)
+        points, legend = _seen(opened, batch)[0], [("visible", _PLAIN), ("rebuilt", _REBUILT)]
+        visible = f"visible: {int((~mask).sum())} of {mask.numel()} groups"
+        panels += [
+            Panel(points, _PLAIN, f"{name}: {len(points)} points"),
+            _with_centers(points, _GHOST, shown, of_shown, visible, sizes=(0.4, 1.0)),
+            Panel(torch.cat([shown, rebuilt]), torch.cat([of_shown, of_rebuilt]), distance, legend),
+        ]
+        lines.append(f"{line}: {distance}")
+    return Drawing(panels, 3, lines)
+
+
 def tokens(opened: Evaluation, index: Sequence[int]) -> Drawing:
     """From points to tokens: the points, the groups that the model cuts around farthest points, and their centres."""
     panels, lines = [], []
@@ -106,7 +138,8 @@ def experts(opened: Evaluation, index: Sequence[int]) -> Drawing:
             "this run was trained without experts: ewa.num_experts=4 shows how four would share its tokens"
         )
     num_experts = opened.config.ewa.num_experts
-    batch_size, num_groups = len(index), opened.model.patch_embed.num_groups
+    places = [_encoded_groups(opened, i) for i in index]
+    batch_size, num_groups = len(index), len(places[0])
     own = num_groups + int(hasattr(opened.model, "cls_token"))  # the class token, first of each shape, is dealt too
     parts = random_permutation(batch_size * own).tensor_split(num_experts)
     expert = torch.empty(batch_size * own, dtype=torch.long)
@@ -120,13 +153,13 @@ def experts(opened: Evaluation, index: Sequence[int]) -> Drawing:
     if own > num_groups:
         lines[0] += ", of which one a shape is its class token, not drawn"
     panels = []
-    for dealt, (batch, name, line) in zip(expert, _shapes(opened, index), strict=True):
+    for dealt, where, (batch, name, line) in zip(expert, places, _shapes(opened, index), strict=True):
         points = _seen(opened, batch)[0]
         centers, groups = _groups(opened.model, points)
-        pale = (255 - (255 - palette[dealt].int()) // 3).to(torch.uint8)
-        grouped = torch.cat([pale, _GHOST])[groups]
+        pale = _GHOST.repeat(len(centers) + 1, 1)
+        pale[where] = (255 - (255 - palette[dealt].int()) // 3).to(torch.uint8)
         counts = dealt.bincount(minlength=num_experts).tolist()
-        panels.append(_with_centers(points, grouped, centers, palette[dealt], name, legend, (0.8, 2.2)))
+        panels.append(_with_centers(points, pale[groups], centers[where], palette[dealt], name, legend, (0.8, 2.2)))
         lines.append(f"{line}: tokens by expert {', '.join(map(str, counts))}")
     return Drawing(panels, _columns(len(panels)), lines)
 
@@ -136,6 +169,7 @@ DRAW: dict[str, Callable[[Evaluation, Sequence[int]], Drawing]] = {
     "samples": samples,
     "tokens": tokens,
     "experts": experts,
+    "reconstruction": reconstruction,
 }
 """What can be drawn, of an opened run and shapes of its split. What is random comes from PyTorch's generator."""
 
@@ -167,6 +201,15 @@ def _seen(opened: Evaluation, batch: Batch) -> Tensor:
     return gather_points(batch["points"], where)
 
 
+def _encoded_groups(opened: Evaluation, index: int) -> Tensor:
+    """Places of the groups of a shape whose tokens go through the blocks in training: of an autoencoder the visible."""
+    if not isinstance(opened.task, Pretraining):
+        return torch.arange(opened.model.patch_embed.num_groups)
+    batch = _to_device(opened, opened.dataset.batch([index]))
+    mask = opened.task.reconstruct(opened.model, batch)["mask"]
+    return (~mask[0].cpu()).nonzero().squeeze(1)
+
+
 def _part_colors(opened: Evaluation, batch: Batch) -> tuple[Tensor, list[tuple[str, Color]]]:
     """``(parts, 3)`` uint8, and the names and colours of the parts of a shape's category; no names without parts."""
     part_map = PartMap(opened.dataset.metadata.get("parts", {}))
@@ -176,6 +219,11 @@ def _part_colors(opened: Evaluation, batch: Batch) -> tuple[Tensor, list[tuple[s
     category = part_map.categories[int(batch["category"])]
     own = part_map.range_of(int(batch["category"]))
     return colors, [(name, _color(colors[i])) for i, name in zip(own, part_map.parts[category], strict=True)]
+
+
+def _rows(color: Color, points: Tensor) -> Tensor:
+    """``(n, 3)`` uint8: one colour for n points."""
+    return torch.tensor([color], dtype=torch.uint8).expand(len(points), 3)
 
 
 def _color(row: Tensor) -> Color:
@@ -215,7 +263,7 @@ def _with_centers(
     legend: Sequence[tuple[str, Color]] = (),
     sizes: tuple[float, float] = (0.9, 1.8),
 ) -> Panel:
-    """Points, and centres as larger balls."""
+    """Points, and other points, by default centres, as balls of another size."""
     colors = torch.cat([colors.expand(len(points), 3), center_colors])
     of_balls = torch.tensor(sizes).repeat_interleave(torch.tensor([len(points), len(centers)]))
     return Panel(torch.cat([points, centers]), colors, caption, legend, of_balls)

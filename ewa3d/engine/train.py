@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from timm.scheduler import CosineLRScheduler
-from torch import nn
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
 
@@ -22,12 +22,15 @@ from ..ewa import ExpertAverager, merge, merge_report
 from ..models import PointTransformer
 from ..progress import track
 from . import checkpoint as ckpt
-from .build import build_model, eval_loader, make_accelerator, open_split, train_loader
+from .build import build_model, eval_loader, make_accelerator, open_split, place, train_loader
 from .config import Config
 from .evaluate import draw_scores, evaluate, tally_model
 from .export import export_run
+from .optim import decay_groups, make_ema, make_scheduler
+from .probe import describe_probe
 from .run import Run
-from .tasks import Task, make_task, score_line
+from .step import Step, check_graph, make_step
+from .tasks import Task, describe_scores, make_task, score_line
 
 
 @dataclass
@@ -40,9 +43,16 @@ class Session:
     plain: PointTransformer  # the same, unwrapped
     loader: DataLoader
     optimizer: Optimizer
+    step: Step
     scheduler: CosineLRScheduler
     averager: ExpertAverager | None
+    ema: ModelEmaV3 | None
     task: Task
+
+    @property
+    def evaluated(self) -> PointTransformer:
+        """The weights that are validated and exported, experts and all: the moving average's where there is one."""
+        return self.plain if self.ema is None else self.ema.module
 
 
 @dataclass
@@ -67,6 +77,7 @@ def train(config: Config) -> dict[str, Any]:
     accelerator = make_accelerator(config.train)
     set_seed(config.train.seed)
     # everything that can be wrong with the input is found now, not after hours of training
+    check_graph(config, accelerator)
     train_set = open_split(config, config.data.train_split)
     test_loader = eval_loader(open_split(config, config.eval.split), config, accelerator)
     select_loader = None
@@ -83,8 +94,8 @@ def train(config: Config) -> dict[str, Any]:
 
         for epoch in range(progress.epoch + 1, config.train.epochs + 1):
             row = train_epoch(session, progress, epoch) | validate(session, select_loader)
-            score = row.get(f"{config.train.select}_{session.task.score}", float(epoch))
-            best = progress.best is None or score > progress.best
+            score = row.get(f"{config.train.select}_{session.task.score}")
+            best = score is None or progress.best is None or session.task.is_better(score, progress.best)
             if best:
                 progress.best, progress.best_epoch = score, epoch
             progress.epoch = epoch
@@ -102,13 +113,15 @@ def start_session(config: Config, accelerator: Accelerator, train_set: Clouds) -
             f"{len(train_set)} training clouds: make it smaller"
         )
     plain, notes = build_model(config, train_set.metadata)
-    plain.to(accelerator.device)
-    if accelerator.device.type == "cpu" and config.train.precision == "bf16":
-        for block in plain.blocks:
-            block.attn.fused_attn = False  # plain attention: there, the fused one's backward pass is slower
+    place(plain, accelerator)
     fused = accelerator.device.type in ("cpu", "cuda")
-    adamw = AdamW(decay_groups(plain, config.optim.weight_decay), lr=config.optim.lr, fused=fused)
-    model, optimizer, loader = accelerator.prepare(plain, adamw, train_loader(train_set, config.train))
+    adamw = AdamW(
+        decay_groups(plain, config.optim.weight_decay, config.optim.layer_decay), lr=config.optim.lr, fused=fused
+    )
+    model, optimizer, loader = accelerator.prepare(
+        plain, adamw, train_loader(train_set, config.train, accelerator.device)
+    )
+    step = make_step(config, accelerator, model, optimizer)
 
     steps_per_epoch = math.ceil(len(loader) / config.train.accumulation)
     scheduler = make_scheduler(optimizer, config, steps_per_epoch)
@@ -116,53 +129,57 @@ def start_session(config: Config, accelerator: Accelerator, train_set: Clouds) -
     if config.ewa is not None:
         total = config.train.epochs * steps_per_epoch
         averager = ExpertAverager(plain, config.ewa.share_rate, config.ewa.schedule, total)
+    ema = None
+    if config.ema is not None:
+        ema = make_ema(config.ema, plain)
+        notes.append(f"moving average of the weights, decay {config.ema.decay}: it is validated and exported")
     parameters = sum(p.numel() for p in plain.parameters())
     where = f"{accelerator.device}, {accelerator.num_processes} process(es)"
     notes.append(f"{train_set} on {where}; {parameters:,} parameters while training")
     task = make_task(config, train_set.metadata)
-    return Session(config, accelerator, model, plain, loader, optimizer, scheduler, averager, task), notes
+    return Session(config, accelerator, model, plain, loader, optimizer, step, scheduler, averager, ema, task), notes
 
 
 def train_epoch(session: Session, progress: Progress, epoch: int) -> dict[str, float]:
     """One pass over the training split: moves ``progress.step`` on and returns the epoch's means."""
     started = time.perf_counter()
-    config, accelerator, model, optimizer = session.config, session.accelerator, session.model, session.optimizer
-    device = accelerator.device
-    model.train()
-    session.loader.set_epoch(epoch)  # type: ignore[attr-defined]
-    total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    seen = 0
-    bar = {"unit": config.train.batch_size, "enabled": accelerator.is_main_process}
-    for batch in track(session.loader, f"epoch {epoch}/{config.train.epochs}", len(session.loader), **bar):
-        with accelerator.accumulate(model):
-            inputs, truth = session.task.training_batch(batch)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-                logits = model(*inputs).float().flatten(0, -2)
-            truth = truth.flatten()
-            loss = F.cross_entropy(logits, truth, label_smoothing=config.optim.label_smoothing)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and config.optim.clip_grad is not None:
-                accelerator.clip_grad_norm_(model.parameters(), config.optim.clip_grad)
-            optimizer.step()
-            optimizer.zero_grad()
-        if accelerator.sync_gradients:  # a real step, not one that only accumulated
-            if session.averager is not None:
-                session.averager.step()
-            progress.step += 1
-            session.scheduler.step_update(progress.step)
-        # sums stay on the device: reading them here would make it wait in every step
-        total += loss.detach()
-        correct += (logits.detach().argmax(dim=1) == truth).sum()
-        seen += len(truth)
+    total, correct, seen = train_steps(session, progress, epoch)
     mean_loss = float(total) / len(session.loader)
     if not math.isfinite(mean_loss):
         raise Ewa3dError(f"the training loss became {mean_loss} in epoch {epoch}: lower optim.lr, or train in fp32")
     return {
         "train_loss": mean_loss,
-        "train_oa": 100 * float(correct) / seen,
-        "lr": optimizer.param_groups[0]["lr"],
+        **({"train_oa": 100 * float(correct) / seen} if seen else {}),
+        "lr": max(group["lr"] for group in session.optimizer.param_groups),  # the head's, with optim.layer_decay
         "train_seconds": time.perf_counter() - started,
     }
+
+
+def train_steps(session: Session, progress: Progress, epoch: int) -> tuple[Tensor, Tensor, int]:
+    """The steps of `train_epoch`. Returns the sum of the batches' losses and the number of right rows, both still on
+    the device, and the number of all rows, 0 where nothing is right or wrong: the host waits for a GPU nowhere in here.
+    """
+    accelerator, device = session.accelerator, session.accelerator.device
+    session.model.train()
+    session.loader.set_epoch(epoch)  # type: ignore[attr-defined]
+    total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    seen = 0
+    bar = {"unit": session.config.train.batch_size, "enabled": accelerator.is_main_process}
+    for batch in track(session.loader, f"epoch {epoch}/{session.config.train.epochs}", len(session.loader), **bar):
+        with accelerator.accumulate(session.model):
+            inputs, truth = session.task.training_batch(batch)
+            loss, right = session.step(inputs, truth)
+        if accelerator.sync_gradients:  # a real step, not one that only accumulated
+            if session.averager is not None:
+                session.averager.step()
+            progress.step += 1
+            if session.ema is not None:
+                session.ema.update(session.plain, progress.step)
+            session.scheduler.step_update(progress.step)
+        total += loss
+        correct += right
+        seen += truth.numel()
+    return total, correct, seen
 
 
 def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
@@ -175,7 +192,7 @@ def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
         row["expert_distance"] = sum(distances.values()) / len(distances)
         row["expert_distances"] = distances
     if loader is not None:
-        exported = merge(session.plain) if session.averager is not None else session.plain
+        exported = merge(session.evaluated) if session.averager is not None else session.evaluated
         tallies = tally_model(exported, session.task, loader, session.accelerator, config.train.precision)
         scores = session.task.scores(*tallies)
         row |= {f"{config.train.select}_{name}": s for name, s in scores.items() if isinstance(s, float)}
@@ -188,7 +205,8 @@ def save(session: Session, run: Run, progress: Progress, labels: dict[str, Any],
     state = {**asdict(progress), "labels": labels, "averager": averager}
     state["random"] = gather_object([ckpt.random_state()])
     if session.accelerator.is_main_process:
-        ckpt.save_checkpoint(run.checkpoints, session.plain, session.optimizer, state, best=best)
+        ema = session.ema.module if session.ema is not None else None
+        ckpt.save_checkpoint(run.checkpoints, session.plain, session.optimizer, state, best=best, ema=ema)
     session.accelerator.wait_for_everyone()
 
 
@@ -199,6 +217,8 @@ def resume(session: Session, run: Run) -> Progress:
         run.log(f"{run.dir} has no checkpoint yet: starting from the beginning")
         return Progress()
     ckpt.load_weights(saved, session.plain)
+    if session.ema is not None:
+        ckpt.load_weights(saved, session.ema.module, ema=True)
     state = ckpt.load_training_state(saved, session.optimizer)
     if session.averager is not None:
         session.averager.load_state_dict(state["averager"])
@@ -229,50 +249,28 @@ def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -
         draw_scores(run.dir, session.task, config, scores, tallies)
     if report["layers"]:
         difference = report["max_logit_difference"]
-        run.log(f"merged {len(report['layers'])} expert layers: logits differ by at most {difference:.1e}")
+        run.log(
+            f"merged {len(report['layers'])} expert layers: {session.task.outputs} differ by at most {difference:.1e}"
+        )
     chosen = {"last": "the last", "val": "best on val", "test": "best on TEST: an optimistic score"}[
         config.train.select
     ]
     run.log(f"epoch {progress.best_epoch} of {config.train.epochs} ({chosen})")
     for protocol, by_name in scores.items():
-        run.log(score_line(config.eval.split, protocol, by_name))
+        run.log(score_line(config.eval.split, protocol, by_name) + describe_probe(by_name))
     run.log(f"run: {run.dir}   plain model: {run.dir / 'export'}   pictures: curves.png, {session.task.picture}")
     return result
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The official rule: no decay for biases, norms (all 1-D parameters) and names with ``token``."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        no_decay = parameter.ndim <= 1 or name.endswith(".bias") or "token" in name
-        (free if no_decay else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-def make_scheduler(optimizer: Optimizer, config: Config, steps_per_epoch: int) -> CosineLRScheduler:
-    """Linear warm-up, then a cosine to ``min_lr``, set anew after every optimizer step."""
-    optim = config.optim
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=config.train.epochs * steps_per_epoch,
-        lr_min=optim.min_lr,
-        warmup_t=round(optim.warmup_epochs * steps_per_epoch),
-        warmup_lr_init=optim.warmup_lr,
-        t_in_epochs=False,
-    )
-
-
 def _epoch_line(epoch: int, row: dict[str, Any], session: Session, best: bool) -> str:
     config, select = session.config, session.config.train.select
-    parts = [
-        f"epoch {epoch}/{config.train.epochs}",
-        f"loss {row['train_loss']:.3f}",
-        f"train {row['train_oa']:.1f} %",
-    ]
+    parts = [f"epoch {epoch}/{config.train.epochs}", f"loss {row['train_loss']:#.4g}"]
+    if "train_oa" in row:
+        parts.append(f"train {row['train_oa']:.1f} %")
     if (score := row.get(f"{select}_{session.task.score}")) is not None:
-        kind = "mIoU " if session.task.score == "instance_miou" else ""
-        parts.append(f"{select} {kind}{score:.2f} %{' *' if best else ''}")
+        short = {"oa": f"{score:.2f} %", "instance_miou": f"mIoU {score:.2f} %"}
+        said = short.get(session.task.score) or describe_scores({session.task.score: score})
+        parts.append(f"{select} {said}{' *' if best else ''}")
     if "expert_distance" in row:
         parts.append(f"β {row['share_rate']:.3f}, experts {row['expert_distance']:.1e} apart")
     return "  ".join([*parts, f"{row['train_seconds'] + row['eval_seconds']:.0f} s"])

@@ -38,8 +38,8 @@ def visualize(
         what: one of `DRAW`.
         folder: of the run or the export.
         overrides: ``key=value`` settings.
-        shapes: how many shapes of the split, drawn at random; by default 1 for ``tokens``, 4 for ``experts`` and
-            for predictions of parts, else 12.
+        shapes: how many shapes of the split, drawn at random; by default 1 for ``tokens``, 4 for ``experts``,
+            ``reconstruction`` and predictions of parts, else 12.
         index: these shapes instead.
         seed: of the draw of shapes, and of the partition that ``experts`` shows.
         out: a PNG to write.
@@ -89,7 +89,7 @@ def make_scene(
     # every point is drawn, so every point is predicted
     opened = open_evaluation(folder, [*overrides, "eval.protocol=whole"])
     parts = isinstance(opened.task, PartSegmentation)
-    usual = {"tokens": 1, "experts": 4, "predictions": 4 if parts else 12, "samples": 12}
+    usual = {"tokens": 1, "experts": 4, "predictions": 4 if parts else 12, "samples": 12, "reconstruction": 4}
     title = f"{what}: {folder}, {opened.config.eval.split} split of {describe_data(opened.config)}"
     chosen = index or _choose(len(opened.dataset), shapes or usual[what], seed)
     for i in chosen:

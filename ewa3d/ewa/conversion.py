@@ -31,10 +31,14 @@ def find_ffns(model: nn.Module) -> dict[str, nn.Module]:
 
     A block is a module with a normalisation layer and a token mixer (attention, or a Mixer's token MLP) among its
     children; its FFN is the child named ``mlp``, ``ffn``, ``feed_forward`` or ``mlp_channels``. Helper MLPs, such as
-    those that compute relative position biases, have no such siblings and are left out.
+    those that compute relative position biases, have no such siblings and are left out. So are all within the modules
+    that the model names in an attribute ``no_experts``: a decoder that serves training only, for example.
     """
     found = {}
+    dense = tuple(f"{name}." for name in getattr(model, "no_experts", ()))
     for block_name, block in model.named_modules():
+        if f"{block_name}.".startswith(dense):
+            continue
         children = dict(block.named_children())
         has_norm = any("norm" in type(child).__name__.lower() for child in children.values())
         for name, child in children.items():

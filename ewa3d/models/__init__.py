@@ -3,11 +3,13 @@
 from .backbone import PointTransformer
 from .classification import PointClassifier
 from .pretrained import LoadReport, from_pretrained, load_pretrained, save_pretrained
+from .pretraining import MaskedAutoencoder
 from .registry import create_model, list_models
 from .segmentation import PartSegmenter
 
 __all__ = [
     "LoadReport",
+    "MaskedAutoencoder",
     "PartSegmenter",
     "PointClassifier",
     "PointTransformer",

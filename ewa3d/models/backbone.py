@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from .patch_embed import PointPatchEmbed, position_embed
 
 
+def make_blocks(embed_dim: int, depth: int, num_heads: int, drop_path_rate: float) -> nn.ModuleList:
+    """Transformer blocks; stochastic depth rises linearly from 0 at the first to ``drop_path_rate`` at the last."""
+    rates = (drop_path_rate * i / max(depth - 1, 1) for i in range(depth))
+    return nn.ModuleList(Block(embed_dim, num_heads, drop_path=rate, norm_layer=nn.LayerNorm) for rate in rates)
+
+
 class PointTransformer(nn.Module):
     """Group tokens through a standard pre-norm transformer (Point-BERT, arXiv 2111.14819; Point-MAE, 2203.06604).
 
@@ -47,10 +53,7 @@ class PointTransformer(nn.Module):
         self.embed_dim = embed_dim
         self.patch_embed = PointPatchEmbed(embed_dim, num_groups, group_size, encoder_dim, fps_min_norm)
         self.pos_embed = position_embed(embed_dim)
-        self.blocks: Any = nn.ModuleList(
-            Block(embed_dim, num_heads, drop_path=rate, norm_layer=nn.LayerNorm)
-            for rate in (drop_path_rate * i / max(depth - 1, 1) for i in range(depth))
-        )
+        self.blocks: Any = make_blocks(embed_dim, depth, num_heads, drop_path_rate)
         self.norm = nn.LayerNorm(embed_dim)
 
     def encode(self, tokens: Tensor, position: Tensor) -> Tensor:
@@ -65,3 +68,9 @@ class PointTransformer(nn.Module):
             if i in levels:
                 outputs[i] = self.norm(tokens)
         return [outputs[level] for level in levels]
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Which layer a parameter is of, as timm asks for it: what makes tokens is the first, then the blocks with
+        their experts; the norm, heads and whatever else there is are the last.
+        """
+        return {"stem": r"^(?:cls_token|cls_pos|pos_embed|patch_embed)", "blocks": r"^blocks\.(\d+)"}

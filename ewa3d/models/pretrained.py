@@ -6,12 +6,12 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -23,9 +23,13 @@ from ..files import write_atomically
 from .backbone import PointTransformer
 from .official import from_official, is_official, to_official
 from .registry import create_model
+from .relatives import name_relative
 from .segmentation import PartSegmenter
 
 _CONTAINERS = ("base_model", "model", "model_state_dict", "state_dict")
+
+# where a shape that differs means another architecture; elsewhere (a head for other classes) it is left fresh
+_BACKBONE = ("patch_embed.", "pos_embed.", "blocks.", "norm.", "cls_token", "cls_pos")
 
 
 @dataclass
@@ -57,19 +61,20 @@ def load_pretrained(model: nn.Module, path: str | os.PathLike[str], *, strict: b
 
     Args:
         model: a plain model (load first, upcycle after).
-        path: an official Point-MAE or Point-BERT file (classifier or pretraining), a bare ``.pth`` state dict, a
-            ``.safetensors`` file, or a folder that `save_pretrained` wrote.
+        path: an official Point-MAE or Point-BERT file (pretraining, classifier or part segmentation), a bare ``.pth``
+            state dict, a ``.safetensors`` file, or a folder that `save_pretrained` wrote.
         strict: raise unless every key matches.
 
     Returns:
         A `LoadReport`. Keys that are missing or differ in shape (a head for other classes) keep their initial values.
 
     Raises:
-        Ewa3dError: the file is absent, unreadable, holds more than tensors and plain values, or none of its keys
-            matches; with ``strict``, any difference.
+        Ewa3dError: the file is absent, unreadable, holds more than tensors and plain values, is of another
+            architecture or of a backbone of other sizes, or none of its keys matches; with ``strict``, any difference.
+            The model is as it was then.
     """
-    state, left_over = read_weights(path)
     own = model.state_dict()
+    state, left_over = read_weights(path, own)
     report = LoadReport(unexpected=list(left_over))
     for key, value in state.items():
         if key not in own:
@@ -81,19 +86,37 @@ def load_pretrained(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     report.missing = [key for key in own if key not in state]
     if not report.matched:
         raise Ewa3dError(f"{path}: none of its {len(state) + len(left_over)} keys fits {type(model).__name__}")
+    blocks = [key for key in own if key.startswith("blocks.")]
+    if blocks and not any(key in state for key in blocks):
+        raise Ewa3dError(
+            f"{path}: {len(report.matched)} of its keys fit {type(model).__name__}, none of its transformer blocks: it "
+            "is of another architecture; take weights of Point-MAE or Point-BERT"
+        )
     if strict and (report.missing or report.unexpected or report.mismatched):
         raise Ewa3dError(f"{path} does not fit {type(model).__name__} exactly: " + "; ".join(str(report).split("\n")))
+    if other := [shapes for shapes in report.mismatched if shapes[0].startswith(_BACKBONE)]:
+        key, theirs, ours = other[0]
+        more = f" and {len(other) - 1} more keys" if len(other) > 1 else ""
+        raise Ewa3dError(
+            f"{path}: its backbone is {_describe_sizes(state)}, this model's {_describe_sizes(own)} ({key}{more}: "
+            f"{theirs} in the file, {ours} in the model): create the model that the file is of"
+        )
     model.load_state_dict({key: state[key] for key in report.matched}, strict=False)
     return report
 
 
-def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a file or export folder under our names, and the official keys that have no name of ours."""
+def read_weights(
+    path: str | os.PathLike[str], known: Container[str] | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict in a file or export folder under our names, and the official keys that have no name of ours.
+
+    With ``known``, an official key also counts as nameless where its name is none of these.
+    """
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
-        raise Ewa3dError(f"{path}: no such weights file")
+        raise Ewa3dError(f"{path}: no such weights file: name a .pth or .safetensors file, or the export of a run")
     if path.suffix == ".safetensors":
         try:
             state: Any = load_file(path)
@@ -106,9 +129,30 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], list[
                 state = state[container]
                 break
         state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if relative := name_relative(state):
+        raise Ewa3dError(f"{path}: {relative}; take weights of Point-MAE or Point-BERT")
     if is_official(state):
-        return from_official(state)
+        return from_official(state, known)
     return {key.removeprefix("module."): value for key, value in state.items()}, []
+
+
+# the bias of the last layer of each task's head
+_OUTPUTS = {
+    "classification": re.compile(r"head\.(\d+)\.bias"),
+    "part_segmentation": re.compile(r"head\.classify\.(\d+)\.bias"),
+}
+
+
+def head_sizes(state: Mapping[str, Tensor], task: str) -> dict[str, int]:
+    """The options of `create_model` that a task's head in a state dict (under our names) tells; empty without one."""
+    sizes = {}
+    if task in _OUTPUTS:
+        layers = {int(found[1]): len(state[key]) for key in state if (found := _OUTPUTS[task].fullmatch(key))}
+        if layers:
+            sizes["num_classes"] = layers[max(layers)]
+    if task == "part_segmentation" and "head.category_embed.0.weight" in state:
+        sizes["num_categories"] = state["head.category_embed.0.weight"].shape[1]
+    return sizes
 
 
 def save_pretrained(
@@ -178,14 +222,28 @@ def from_pretrained(path: str | os.PathLike[str]) -> PointTransformer:
     return model.eval()
 
 
+class _Score:
+    """Stand-in for NumPy's scalars and their types, which official files hold as scores: read over, never built.
+
+    NumPy's own constructors trust what a file gives them.
+    """
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+# the names by which such a score is pickled, before and since NumPy 2; nothing but these and tensors is let in
+_SCALARS: list[Any] = [
+    (_Score, name) for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+]
+
+
 def _load_pth(path: Path) -> Mapping[str, Any]:
-    # official files hold their scores as NumPy scalars; nothing but these and tensors is let in
-    dtypes = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
-    scalar = np.float64(0).__reduce__()[0]
-    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")  # before and since NumPy 2
-    scalars: list[Any] = [np.dtype, *dtypes, *((scalar, name) for name in names)]
     try:
-        with torch.serialization.safe_globals(scalars):
+        with torch.serialization.safe_globals(_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise Ewa3dError(
@@ -196,6 +254,14 @@ def _load_pth(path: Path) -> Mapping[str, Any]:
     if not isinstance(state, Mapping):
         raise Ewa3dError(f"{path} holds a {type(state).__name__}, not a state dict")
     return state
+
+
+def _describe_sizes(state: Mapping[str, Tensor]) -> str:
+    """The sizes of a backbone's state dict, as far as it has the keys that tell."""
+    family = "Point-BERT" if "patch_embed.proj.weight" in state else "Point-MAE"
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    channels = state["norm.weight"].shape[0] if "norm.weight" in state else "?"
+    return f"{family}, {channels} channels, {depth} blocks"
 
 
 def _shorten(keys: list[str], most: int = 4) -> str:

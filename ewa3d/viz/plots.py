@@ -20,7 +20,7 @@ _DPI = 110
 
 
 def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw loss, accuracy, learning rate and, where there are, instance mIoU and the experts' distance, over epochs.
+    """Draw over epochs: loss, learning rate and, where there are, accuracy, mIoU, Chamfer and the experts' distance.
 
     Args:
         rows: of ``metrics.jsonl``; those with an ``epoch`` are drawn.
@@ -33,11 +33,12 @@ def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     panels: list[tuple[str, dict[str, str]]] = [
         ("training loss", {"train_loss": "loss"}),
         ("overall accuracy, %", {"train_oa": "train (augmented)", "val_oa": "val", "test_oa": "test"}),
+        ("instance mIoU, %", {"val_instance_miou": "val", "test_instance_miou": "test"}),
+        ("Chamfer-L2 of hidden groups", {"val_chamfer_l2": "val", "test_chamfer_l2": "test"}),
+        ("Chamfer-L1 of hidden groups", {"val_chamfer_l1": "val", "test_chamfer_l1": "test"}),
         ("learning rate", {"lr": "learning rate"}),
     ]
-    mious = {f"{split}_instance_miou": split for split in ("val", "test")}
-    if any(key in row for row in epochs for key in mious):
-        panels.insert(2, ("instance mIoU, %", mious))
+    panels = [panel for panel in panels if any(key in row for row in epochs for key in panel[1])]
     layers = list(dict.fromkeys(name for row in epochs for name in row.get("expert_distances", {})))
     if any("expert_distance" in row for row in epochs):
         curves = {name: name for name in layers} | {"expert_distance": "mean of layers" if layers else "distance"}
@@ -115,14 +116,17 @@ def confusion_matrix(matrix: ArrayLike, names: Sequence[str], path: Path, title:
     figure.savefig(path, dpi=_DPI, bbox_inches="tight")
 
 
-def category_bars(scores: Mapping[str, float], path: Path, title: str = "", label: str = "IoU, %") -> None:
+def category_bars(
+    scores: Mapping[str, float], path: Path, title: str = "", label: str = "IoU, %", limit: float | None = 100
+) -> None:
     """Draw a bar with its value for every category, and their mean as a line.
 
     Args:
-        scores: in percent, by name; drawn in this order, from above.
+        scores: by name; drawn in this order, from above.
         path: the picture to write.
         title: above it.
         label: what is measured.
+        limit: how far the axis goes; as far as the bars where ``None``.
     """
     from matplotlib.figure import Figure
 
@@ -136,7 +140,7 @@ def category_bars(scores: Mapping[str, float], path: Path, title: str = "", labe
     axis.text(mean, -0.7, f"mean {mean:.1f}", color=_COLORS[1], ha="center", va="bottom", fontsize=9)
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # where a value meets the line of the mean
     axis.bar_label(bars, fmt="%.1f", padding=4, fontsize=9, bbox=paper, zorder=3)
-    axis.set_xlim(0, 100)
+    axis.set_xlim(0, limit or 1.12 * max(scores.values()))
     axis.set_xlabel(label)
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)

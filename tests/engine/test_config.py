@@ -60,10 +60,18 @@ def test_a_configuration_round_trips(tmp_path):
         ("model.name=point_mae", r"model\.name=point_mae: no such choice: did you mean point_mae_"),
         ("data.name=modelnet", r"data\.name=modelnet: no such choice: did you mean modelnet40\?"),
         ("data.name=shapenetpart", "data.name=shapenetpart: not for task=classification: take shapes or modelnet40"),
+        ("data.fraction=0", r"data\.fraction=0\.0: must be above 0 and at most 1"),
+        ("data.fraction=1.5", r"data\.fraction=1\.5: must be above 0 and at most 1"),
+        ("data.name=modelnet40_fewshot", r"train\.select=val: a few-shot episode has no validation split: take last"),
+        ("data.name=scanobjectnn_obj", r"did you mean scanobjectnn_obj_bg\?"),
         ("task=segmentation", r"task=segmentation: no such choice: did you mean part_segmentation\?"),
         ("train.precision=fp16", r"train\.precision=fp16: no such choice: did you mean bf16\?|fp32"),
         ("data.num_points=20", r"model\.group_size=32: a group has no more points than the cloud, data\.num_points=20"),
         ("train.select=test", "the test split chooses nothing unless the recipe is called official"),
+        ("optim.layer_decay=1.5", r"optim\.layer_decay=1\.5: must be above 0 and at most 1"),
+        ("optim.layer_decay=0", r"optim\.layer_decay=0\.0: must be above 0 and at most 1"),
+        ("ema.decay=1", r"ema\.decay=1\.0: must be below 1"),
+        ("ema.deca=0.9", r"unknown key ema\.deca: did you mean ema\.decay\?"),
         ("data.train_split=trainval", "would choose on training data"),
         ("epochs", r"'epochs' is no key=value"),
         ("train.epochs=[1", "cannot be read as YAML"),
@@ -74,6 +82,17 @@ def test_mistakes_are_named_in_one_line(override, message):
     with pytest.raises(Ewa3dError, match=message) as caught:
         load_config(overrides=[override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["modelnet40", "scanobjectnn_obj_bg"])
+def test_choosing_on_val_needs_a_val_split(name):
+    with pytest.raises(Ewa3dError, match=r"set data\.val_fraction above 0, or take last"):
+        load_config(overrides=[f"data.name={name}", "data.val_fraction=0"])
+
+
+def test_part_segmentation_has_its_own_augmentation():
+    with pytest.raises(Ewa3dError, match=r"data\.augmentation=rotate: is for classification"):
+        load_config(overrides=["task=part_segmentation", "data.augmentation=rotate"])
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

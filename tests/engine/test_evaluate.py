@@ -10,9 +10,10 @@ from matplotlib.image import imread
 
 from ewa3d import Ewa3dError
 from ewa3d.engine import export
+from ewa3d.engine.batches import run_batches
 from ewa3d.engine.build import eval_loader, make_accelerator, open_split, restore_model
 from ewa3d.engine.config import load_config
-from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder, load_model, run_batches
+from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder, load_model
 from ewa3d.engine.export import MergeError, describe_report, export_run
 from ewa3d.engine.run import load_run_config
 from ewa3d.engine.tasks import make_task

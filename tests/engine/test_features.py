@@ -9,8 +9,9 @@ from ewa3d import Ewa3dError
 from ewa3d.engine import features
 from ewa3d.engine.config import load_config
 from ewa3d.engine.evaluate import load_model, open_evaluation
-from ewa3d.engine.features import draw_features, pooled_features
+from ewa3d.engine.features import draw_features
 from ewa3d.engine.metrics import classification_scores
+from ewa3d.engine.probe import pooled_features
 from ewa3d.engine.train import train
 
 

@@ -14,9 +14,10 @@ import torch
 import ewa3d
 from ewa3d.data import PartClouds, PartMap
 from ewa3d.engine import predict
+from ewa3d.engine.batches import run_batches
 from ewa3d.engine.build import eval_loader, make_accelerator, open_split
 from ewa3d.engine.config import load_config
-from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder, load_model, run_batches, tally_model
+from ewa3d.engine.evaluate import describe_evaluation, evaluate_folder, load_model, tally_model
 from ewa3d.engine.run import load_run_config
 from ewa3d.engine.tasks import make_task
 from ewa3d.engine.train import train

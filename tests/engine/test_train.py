@@ -16,8 +16,9 @@ from ewa3d.engine import train as engine
 from ewa3d.engine.build import build_model, restore_model
 from ewa3d.engine.checkpoint import find_checkpoint
 from ewa3d.engine.config import load_config
+from ewa3d.engine.optim import decay_groups, make_scheduler
 from ewa3d.engine.run import load_run_config
-from ewa3d.engine.train import decay_groups, train
+from ewa3d.engine.train import train
 from ewa3d.ewa import ExpertAverager, contraction, expert_distances, merge_report, share_rate_at
 
 
@@ -144,13 +145,20 @@ def test_dense_training_has_no_experts(tiny_config):
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
     saved = find_checkpoint(folder / "checkpoints")
-    return load_file(saved / "model.safetensors") | {
-        f"optimizer.{key}": value for key, value in load_file(saved / "optimizer.safetensors").items()
-    }
+    files = {file.stem: load_file(file) for file in saved.glob("*.safetensors")}
+    return {f"{name}.{key}": value for name, tensors in files.items() for key, value in tensors.items()}
 
 
 @pytest.mark.parametrize(
-    "options", [[], ["ewa=null"], ["train.accumulation=2", "train.num_workers=1"], ["task=part_segmentation"]]
+    "options",
+    [
+        [],
+        ["ewa=null"],
+        ["train.accumulation=2", "train.num_workers=1"],
+        ["task=part_segmentation"],
+        ["ema.decay=0.9", "optim.layer_decay=0.7"],
+        ["task=pretraining"],
+    ],
 )
 def test_a_resumed_run_ends_as_the_one_that_never_stopped(tiny_config, monkeypatch, options):
     whole, stopped = tiny_config(*options, dir="whole"), tiny_config(*options, dir="stopped")
@@ -271,7 +279,7 @@ def test_decay_follows_the_official_rule():
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine(tiny_config):
     config = tiny_config("train.epochs=10", "optim.warmup_epochs=2", "optim.lr=1e-3")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.optim.lr)
-    scheduler = engine.make_scheduler(optimizer, config, steps_per_epoch=10)
+    scheduler = make_scheduler(optimizer, config, steps_per_epoch=10)
     assert isinstance(scheduler, CosineLRScheduler)
     rates = []
     for step in range(101):

@@ -24,9 +24,10 @@ from ewa3d.viz.panels import RIGHT, WRONG
 def runs(tmp_path_factory, tiny_run) -> dict[str, Path]:
     """A finished run of each task."""
     folder = tmp_path_factory.mktemp("visualize")
-    for task in ("classification", "part_segmentation"):
+    tasks = ("classification", "part_segmentation", "pretraining")
+    for task in tasks:
         train(load_config(overrides=[*tiny_run, f"run.dir={folder / task}", f"task={task}"]))
-    return {"classification": folder / "classification", "part_segmentation": folder / "part_segmentation"}
+    return {task: folder / task for task in tasks}
 
 
 def colors(panel) -> set[tuple[int, ...]]:
@@ -147,6 +148,40 @@ def test_tokens_go_to_the_experts_that_a_layer_would_deal_them_to(runs, task):
     assert any((a.rgb[64:] != b.rgb[64:]).any() for a, b in zip(scene.panels, other.panels, strict=True))
 
 
+def test_drawn_reconstructions_are_the_scored_ones(runs):
+    folder = runs["pretraining"]
+    scores, _ = evaluate_folder(folder)
+    scene, lines = make_scene("reconstruction", folder, shapes=99)
+    distances = [float(line.split("Chamfer-L2 ")[1].removesuffix("e-3")) for line in lines[1:]]
+    assert len(scene.rows()) == 52 and np.mean(distances) == pytest.approx(
+        1000 * scores["masked"]["chamfer_l2"], abs=1e-3
+    )
+    for points, visible, rebuilt in scene.rows():
+        assert len(points.xyz) == 64 and len(visible.xyz) == 64 + 4 * 4 and len(rebuilt.xyz) == 8 * 4
+        assert visible.caption == "visible: 4 of 8 groups" and rebuilt.caption.startswith("Chamfer-L2 ")
+        np.testing.assert_array_equal(visible.xyz[:64], points.xyz)
+        shown = visible.xyz[64:]
+        np.testing.assert_array_equal(rebuilt.xyz[:16], shown)
+        to_points = np.linalg.norm(shown[:, None] - points.xyz, axis=-1).min(axis=1)
+        assert to_points.max() < 1e-6, "what is visible is of the cloud"
+        assert [tuple(rebuilt.rgb[i]) for i in (0, 16)] == [color for _, color in rebuilt.legend]
+
+
+def test_only_what_training_encodes_is_dealt_to_experts(runs):
+    scene, lines = make_scene("experts", runs["pretraining"], shapes=2)
+    assert lines[1] == "  the experts take 3, 3, 2 of 8 tokens"
+    assert all(len(panel.xyz) == 64 + 4 for panel in scene.panels)
+
+
+def test_each_kind_of_run_is_asked_for_what_it_does(runs):
+    with pytest.raises(
+        Ewa3dError, match=r"a pretraining run predicts no classes: .* tools/visualize\.py reconstruction"
+    ):
+        make_scene("predictions", runs["pretraining"])
+    with pytest.raises(Ewa3dError, match="nothing is rebuilt by a model of task=classification"):
+        make_scene("reconstruction", runs["classification"])
+
+
 def test_a_run_without_experts_shows_a_partition_only_when_asked(runs):
     with pytest.raises(Ewa3dError, match=r"ewa\.num_experts=4"):
         make_scene("experts", runs["classification"], ["ewa=null"])
@@ -156,7 +191,8 @@ def test_a_run_without_experts_shows_a_partition_only_when_asked(runs):
 
 @pytest.mark.parametrize("what", DRAW)
 def test_the_same_seed_draws_the_same_scene(runs, what):
-    first, again, other = (make_scene(what, runs["classification"], shapes=3, seed=s)[0] for s in (1, 1, 2))
+    folder = runs["pretraining" if what == "reconstruction" else "classification"]
+    first, again, other = (make_scene(what, folder, shapes=3, seed=s)[0] for s in (1, 1, 2))
 
     def content(scene):
         return [(panel.caption, panel.xyz.tolist(), panel.rgb.tolist()) for panel in scene.panels]

@@ -246,3 +246,18 @@ def test_experts_nest_under_any_name():
     model = upcycle(nn.Sequential(Mlp(6, 12), nn.Identity()), 2, where=["0"])
     assert isinstance(model[0], Experts)
     assert isinstance(merge(model)[0], Mlp)
+
+
+def test_a_model_says_where_experts_have_no_business():
+    class Autoencoder(nn.Module):
+        no_experts = ("decoder",)
+
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decoder, self.decoder2 = (
+                nn.Sequential(*(timm.models.vision_transformer.Block(8, 2) for _ in range(2))) for _ in range(3)
+            )
+
+    model = Autoencoder()
+    assert list(find_ffns(model)) == ["encoder.0.mlp", "encoder.1.mlp", "decoder2.0.mlp", "decoder2.1.mlp"]
+    assert list(expert_layers(upcycle(model, 2, where=["decoder.0.mlp"]))) == ["decoder.0.mlp"], "named, it is taken"

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import ewa3d
+from ewa3d.ewa import expert_distances
 from ewa3d.models.official import from_official, to_official
 from ewa3d.ops import farthest_point_sample
 
@@ -59,6 +61,39 @@ def test_a_part_segmentation_file_goes_in_and_out_key_by_key(official, tmp_path)
     theirs = written["model_state_dict"]
     assert theirs.keys() == fixture.state.keys()
     assert all(torch.equal(theirs[key], fixture.state[key]) for key in theirs)
+
+
+def official_pretraining():
+    return ewa3d.create_model("point_mae_small", task="pretraining", fps_min_norm=OFFICIAL_NORM).eval()
+
+
+def test_loss_and_visible_tokens_are_those_of_the_official_model(official):
+    fixture = official("point_mae_pretrain")
+    model = official_pretraining()
+    assert sum(p.numel() for p in model.parameters()) == fixture.parameters == 29_006_432
+    ours, left_over = from_official(fixture.state)
+    assert left_over == []
+    model.load_state_dict(ours, strict=True)
+    points, mask = (torch.from_numpy(fixture.arrays[name]) for name in ("points", "mask"))
+    with torch.inference_mode():
+        loss, tokens = model(points, mask)["loss"], model.forward_features(points, mask)
+    torch.testing.assert_close(loss, torch.from_numpy(fixture.arrays["loss"]), rtol=1e-4, atol=0)
+    expected = torch.from_numpy(fixture.arrays["visible_tokens"])
+    torch.testing.assert_close(tokens[..., :16], expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_a_pretraining_file_goes_in_and_out_key_by_key(official, tmp_path):
+    fixture = official("point_mae_pretrain")
+    model = official_pretraining()
+    file = write_official(tmp_path / "pretrain.pth", fixture.state)
+    assert len(ewa3d.load_pretrained(model, file, strict=True).matched) == len(fixture.manifest) == 209
+    dense = ewa3d.merge(ewa3d.upcycle(model, 4))
+    written = torch.load(ewa3d.save_pretrained(dense, tmp_path / "out.pth", format="official"), weights_only=True)
+    theirs = written["base_model"]
+    assert {key: [list(v.shape), str(v.dtype).removeprefix("torch.")] for key, v in theirs.items()} == fixture.manifest
+    assert all(torch.equal(theirs[key], fixture.state[key]) for key in theirs)
+    classifier = ewa3d.create_model("point_mae_small")
+    assert len(ewa3d.load_pretrained(classifier, tmp_path / "out.pth").matched) == 156
 
 
 def test_centers_are_those_of_the_official_operator(official):
@@ -144,6 +179,47 @@ def test_upcycled_merged_and_written_back_is_the_official_layout(official, tmp_p
     state = torch.load(written, weights_only=True)["base_model"]
     assert {key: [list(v.shape), str(v.dtype).removeprefix("torch.")] for key, v in state.items()} == fixture.manifest
     assert all(torch.equal(state[key], fixture.state[key]) for key in state)
+
+
+def official_module(manifest):
+    """A module with the official model's state dict and nothing else, to load into strictly."""
+    root = nn.Module()
+    for key, (shape, dtype) in manifest.items():
+        *path, name = key.split(".")
+        module = root
+        for part in path:
+            if part not in dict(module.named_children()):
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_buffer(name, torch.zeros(shape, dtype=getattr(torch, dtype)))
+    return root
+
+
+def test_from_an_official_file_through_a_training_step_with_experts_to_an_official_file(official, tmp_path):
+    """Point-MAE's classifier at full size: what the official code loads goes in, is trained, and comes out."""
+    fixture = official("point_mae_cls")
+    file = write_official(tmp_path / "modelnet.pth", fixture.state)
+    model = ewa3d.create_model("point_mae_small", fps_min_norm=OFFICIAL_NORM, pretrained=file)
+    ewa3d.upcycle(model, num_experts=4, every=2, init="copy")
+    averager = ewa3d.ExpertAverager(model, share_rate=0.3, schedule="constant")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05)
+    points = torch.from_numpy(fixture.arrays["points"][:2])
+    torch.nn.functional.cross_entropy(model.train()(points), torch.tensor([3, 17])).backward()
+    optimizer.step()
+    averager.step()
+    assert all(min(distances) > 0 for distances in expert_distances(model).values()), "the experts went their own ways"
+
+    dense = ewa3d.merge(model).eval()
+    written = ewa3d.save_pretrained(dense, tmp_path / "out.pth", format="official")
+    state = torch.load(written, weights_only=True)["base_model"]
+    loaded = official_module(fixture.manifest).load_state_dict(state, strict=True)
+    assert loaded.missing_keys == loaded.unexpected_keys == []
+    assert {key: [list(v.shape), str(v.dtype).removeprefix("torch.")] for key, v in state.items()} == fixture.manifest
+    assert not torch.equal(state["blocks.blocks.1.mlp.fc1.weight"], fixture.state["blocks.blocks.1.mlp.fc1.weight"])
+    again = ewa3d.create_model("point_mae_small", fps_min_norm=OFFICIAL_NORM)
+    ewa3d.load_pretrained(again, written, strict=True)
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(points), dense(points))
 
 
 def test_experts_have_no_official_layout():

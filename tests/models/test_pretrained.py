@@ -3,7 +3,9 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -79,6 +81,86 @@ def test_a_malicious_pickle_does_not_run(tmp_path, monkeypatch):
         with pytest.raises(ewa3d.Ewa3dError, match=name):
             ewa3d.load_pretrained(tiny(), name)
     assert not (tmp_path / "pwned").exists()
+
+
+class Calling:
+    """Pickled, it is a call of ``function`` with ``arguments``."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize(
+    "more",
+    [
+        Calling(open, "pwned", "w"),
+        Calling(eval, "open('pwned', 'w')"),
+        Calling(np.save, "pwned", np.zeros(1)),
+        {"acc": [Calling(os.mkdir, "pwned")]},
+        np.zeros(3),
+        np.random.RandomState(0),
+        Path("pwned"),
+    ],
+    ids=lambda more: type(more).__name__,
+)
+def test_whatever_is_neither_tensor_nor_score_is_refused_unread(tmp_path, monkeypatch, more, new_format):
+    monkeypatch.chdir(tmp_path)
+    state = {"base_model": tiny().state_dict(), "best_metrics": more}
+    torch.save(state, "evil.pth", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ewa3d.Ewa3dError, match=r"evil\.pth .*is not opened, for safety") as caught:
+        ewa3d.load_pretrained(tiny(), "evil.pth")
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.pth"]
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, np.int64, np.int32, np.bool_])
+def test_scores_that_are_numpy_scalars_are_read_over(tmp_path, kind, new_format):
+    state = {"base_model": tiny().state_dict(), "metrics": {"acc": kind(1)}, "best_metrics": [kind(0)]}
+    torch.save(state, tmp_path / "weights.pth", _use_new_zipfile_serialization=new_format)
+    report = ewa3d.load_pretrained(tiny(), tmp_path / "weights.pth", strict=True)
+    assert len(report.matched) == len(tiny().state_dict())
+
+
+def test_the_scores_of_a_file_from_before_numpy_2_are_read_over(tmp_path):
+    state = {"base_model": tiny().state_dict(), "metrics": {"acc": np.float64(92.9)}}
+    torch.save(state, tmp_path / "new.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "new.pth").read_bytes()
+    names = {b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"}
+    (now,) = [name for name in names if name in content]
+    (other,) = names - {now}
+    (tmp_path / "old.pth").write_bytes(content.replace(now, other))
+    for name in ("new.pth", "old.pth"):
+        assert ewa3d.load_pretrained(tiny(), tmp_path / name, strict=True).missing == []
+
+
+def test_a_numpy_type_that_lies_about_itself_reaches_no_numpy(tmp_path):
+    """The state of a type comes from the file; NumPy would believe one that says that numbers are objects."""
+
+    class Lying:
+        def __reduce__(self):
+            return np.dtype, ("f8", False, True), (3, "<", None, None, None, 10**9, 1, 63)
+
+    score = Calling(np.float64(0).__reduce__()[0], Lying(), b"\xff" * 8)
+    torch.save({"base_model": tiny().state_dict(), "metrics": score}, tmp_path / "lying.pth")
+    assert ewa3d.load_pretrained(tiny(), tmp_path / "lying.pth", strict=True).missing == []
+
+
+def test_the_head_s_sizes_are_those_of_the_file_unless_others_are_asked_for(tmp_path):
+    file = ewa3d.save_pretrained(tiny(num_classes=15), tmp_path / "cls.pth", format="official")
+    assert tiny(pretrained=file).num_classes == tiny(pretrained=file).config["num_classes"] == 15
+    assert tiny(pretrained=file, num_classes=7).num_classes == 7
+    parts = {"task": "part_segmentation", "num_classes": 9, "num_categories": 3}
+    file = ewa3d.save_pretrained(tiny(**parts), tmp_path / "parts.pth", format="official")
+    again = tiny(task="part_segmentation", pretrained=file)
+    assert (again.num_classes, again.num_categories) == (9, 3)
+    assert tiny(pretrained=file).num_classes == 40, "a head for parts says nothing of classes"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ def test_curves_have_a_panel_for_what_was_recorded(tmp_path, experts, parts, pan
         assert coloured.sum() > 100, f"panel {panel} has no curve"
 
 
+def test_a_run_without_accuracy_has_no_panel_for_it(tmp_path):
+    told = [{"epoch": e, "train_loss": 1 / e, "val_chamfer_l2": 0.1 / e, "lr": 1e-3} for e in range(1, 6)]
+    assert abs(curves_of(told, tmp_path).shape[1] // 3 - 440) < 5
+
+
 def test_a_run_of_one_epoch_is_drawn(tmp_path):
     training_curves(rows(False)[:1], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
