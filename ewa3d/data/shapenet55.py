@@ -16,7 +16,7 @@ from .cloud import as_points
 from .dataset import PointClouds, to_unit_sphere
 from .reading import check_split, read_lines
 from .roots import find_root
-from .splits import stratified_split
+from .splits import choose_split
 
 _GET_IT = "datasets/README.md says where to get it"
 _FOLDERS = ("ShapeNet55-34", "ShapeNet55")
@@ -68,15 +68,7 @@ class ShapeNet55(PointClouds):
         entries = lists[official]
         labels = np.array([synsets.index(_synset(entry)) for entry in entries], dtype=np.int64)
 
-        chosen: NDArray[np.int64] = np.arange(len(entries))
-        if split in ("train", "val"):
-            train, val = stratified_split(labels, val_fraction, split_seed)
-            chosen = train if split == "train" else val
-            if not len(chosen):
-                raise Ewa3dError(
-                    f"{self.folder}: a validation fraction of {val_fraction} leaves no shape for {split!r} (one a "
-                    "synset, or a fraction of 0): take a larger fraction, or the split 'trainval'"
-                )
+        chosen = choose_split(labels, split, val_fraction, split_seed, self.folder)
         sources = [f"shapenet_pc/{entries[i]}" for i in chosen]
         points = _read_clouds(self.folder, sources, chosen)
         super().__init__(torch.from_numpy(points), torch.from_numpy(labels[chosen]), synsets, sources=sources)
