@@ -11,7 +11,7 @@ import torch
 
 import ewa3d
 from ewa3d.data import SHAPENETPART
-from ewa3d.engine.cpu import use_plain_attention
+from ewa3d.engine.build import place
 
 from .suites import Row, Setting, ms, row, training_step
 from .timing import in_turn, peak_memory
@@ -24,13 +24,19 @@ DEPTHS = (2, 4, 8, 12, 16, 24)
 
 def growth(setting: Setting) -> list[Row]:
     """Inference against points; training steps (bf16) against batch, experts in every second block, and depth."""
-    return [*against_points(setting), *against_batch(setting), *against_experts(setting), *against_depth(setting)]
+    rows = against_points(setting)
+    for axis, values in {"batch": BATCHES, "experts": EXPERTS, "depth": DEPTHS}.items():
+        for value in values:
+            clouds = value if axis == "batch" else setting.batch_size
+            rows += measure({"training step": step(setting, **{axis: value})}, setting, axis, value, clouds=clouds)
+    return rows
 
 
 def against_points(setting: Setting) -> list[Row]:
     """`ewa3d.predict` on clouds of any size: a class a cloud, or a part a point."""
-    classifier = place(ewa3d.create_model(setting.model), setting).eval()
-    segmenter = place(ewa3d.create_model(setting.model, "part_segmentation"), setting).eval()
+    device = torch.device(setting.device)
+    classifier = place(ewa3d.create_model(setting.model), device).eval()
+    segmenter = place(ewa3d.create_model(setting.model, "part_segmentation"), device).eval()
     segmenter.metadata = {"parts": {name: list(parts) for name, parts in SHAPENETPART.parts.items()}}
     classifier.metadata = {"class_names": [f"class {i}" for i in range(40)]}
     rows = []
@@ -44,46 +50,16 @@ def against_points(setting: Setting) -> list[Row]:
     return rows
 
 
-def against_batch(setting: Setting) -> list[Row]:
-    rows = []
-    for size in BATCHES:
-        rows += measure({"training step": step(setting, size)}, setting, "batch", size, clouds=size)
-    return rows
-
-
-def against_experts(setting: Setting) -> list[Row]:
-    rows = []
-    for count in EXPERTS:
-        size = setting.batch_size
-        calls = {"training step": step(setting, size, experts=count)}
-        rows += measure(calls, setting, "experts", count, clouds=size)
-    return rows
-
-
-def against_depth(setting: Setting) -> list[Row]:
-    rows = []
-    for depth in DEPTHS:
-        size = setting.batch_size
-        rows += measure({"training step": step(setting, size, depth=depth)}, setting, "depth", depth, clouds=size)
-    return rows
-
-
-def step(setting: Setting, batch_size: int, experts: int = 1, **options: Any) -> Callable[[], None]:
-    """A training step in bf16 on ``batch_size`` clouds."""
-    model = place(ewa3d.create_model(setting.model, **options), setting)
+def step(setting: Setting, batch: int | None = None, experts: int = 1, **options: Any) -> Callable[[], None]:
+    """A training step in bf16 on ``batch`` clouds, by default the setting's."""
+    device = torch.device(setting.device)
+    model = place(ewa3d.create_model(setting.model, **options), device)
     averager = None
     if experts > 1:
         averager = ewa3d.ExpertAverager(ewa3d.upcycle(model, experts, every=2), 0.3, "constant")
-    points = torch.randn(batch_size, setting.num_points, 3, device=setting.device)
-    labels = torch.randint(40, (batch_size,), device=setting.device)
+    points = torch.randn(batch or setting.batch_size, setting.num_points, 3, device=device)
+    labels = torch.randint(40, (len(points),), device=device)
     return partial(training_step(model, "bf16", averager), points, labels)
-
-
-def place(model: Any, setting: Setting) -> Any:
-    """The model as the engine sets it up for the device."""
-    if setting.device == "cpu":
-        use_plain_attention(model)
-    return model.to(setting.device)
 
 
 def measure(

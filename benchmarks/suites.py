@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 import ewa3d
-from ewa3d.engine.cpu import use_plain_attention
+from ewa3d.engine.build import place
 from ewa3d.engine.optim import decay_groups
 from ewa3d.models import PointClassifier
 from ewa3d.ops import farthest_point_sample, knn
@@ -156,10 +156,8 @@ def sizes(setting: Setting) -> list[Row]:
 
 def make_model(setting: Setting, name: str | None = None) -> PointClassifier:
     """A training model on the device, set up as the engine does."""
-    made = cast(PointClassifier, ewa3d.create_model(name or setting.model)).train()
-    if setting.device == "cpu":
-        use_plain_attention(made)
-    return made.to(setting.device)
+    made = cast(PointClassifier, ewa3d.create_model(name or setting.model))
+    return place(made, torch.device(setting.device)).train()
 
 
 def training_step(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration
+from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data import IDENTITY, Clouds, PointClouds, create_dataset
@@ -21,6 +22,8 @@ from ..models import PointTransformer, create_model, load_pretrained
 from .checkpoint import load_weights, read_state, require_checkpoint
 from .config import Config, TrainConfig
 from .cpu import tune_process, use_plain_attention
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -124,11 +127,11 @@ def build_model(config: Config, metadata: Mapping[str, Any]) -> tuple[PointTrans
     return model, notes
 
 
-def place(model: PointTransformer, accelerator: Accelerator) -> PointTransformer:
-    """The same model, on the accelerator's device and set up for it."""
-    if accelerator.device.type == "cpu":
+def place(model: Model, device: torch.device) -> Model:
+    """The same model, on ``device`` and set up for it."""
+    if device.type == "cpu":
         use_plain_attention(model)
-    return model.to(accelerator.device)
+    return model.to(device)
 
 
 def output_sizes(task: str, metadata: Mapping[str, Any]) -> dict[str, int]:

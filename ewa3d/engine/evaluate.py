@@ -127,7 +127,7 @@ def open_evaluation(folder: Path, overrides: Sequence[str] = ()) -> Evaluation:
     accelerator = make_accelerator(config.train)
     dataset = open_split(config, config.eval.split)
     _check_labels(model, dataset.metadata, folder, config)
-    place(model, accelerator)
+    place(model, accelerator.device)
     task, loader = make_task(config, dataset.metadata), eval_loader(dataset, config, accelerator)
     return Evaluation(model, task, dataset, loader, accelerator, config)
 

@@ -45,7 +45,7 @@ def export_run(
     """
     config = load_run_config(folder)
     accelerator = accelerator or make_accelerator(config.train)
-    trained = place(restore_model(folder, config, checkpoint), accelerator).eval()
+    trained = place(restore_model(folder, config, checkpoint), accelerator.device).eval()
     has_experts = bool(expert_layers(trained))
     plain = merge(trained).eval() if has_experts else trained
 

@@ -62,7 +62,7 @@ def probe_model(
     if config.eval.untrained:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.eval.seed)
-            probed["linear_probe_untrained"] = place(create_model(**model.config), accelerator)
+            probed["linear_probe_untrained"] = place(create_model(**model.config), accelerator.device)
     train_loader = eval_loader(open_split(config, config.data.train_split), config, accelerator)
     scores: dict[str, dict[str, Any]] = {}
     for protocol, network in probed.items():

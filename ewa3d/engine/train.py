@@ -113,7 +113,7 @@ def start_session(config: Config, accelerator: Accelerator, train_set: Clouds) -
             f"{len(train_set)} training clouds: make it smaller"
         )
     plain, notes = build_model(config, train_set.metadata)
-    place(plain, accelerator)
+    place(plain, accelerator.device)
     fused = accelerator.device.type in ("cpu", "cuda")
     adamw = AdamW(
         decay_groups(plain, config.optim.weight_decay, config.optim.layer_decay), lr=config.optim.lr, fused=fused
