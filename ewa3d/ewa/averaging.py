@@ -61,29 +61,44 @@ class ExpertAverager:
         share_rate: β at the end of the schedule, 0 to (N−1)/N.
         schedule: ``constant``, ``linear`` (0 to β, the default) or ``cosine``.
         total_steps: the number of optimizer steps of the whole training; not needed for ``constant``.
+        until: the part of ``total_steps`` after which experts are left to themselves ("early EWA"), above 0 to 1; the
+            schedule reaches its end there.
 
     Raises:
         ValueError: no expert layer in the model, a share rate out of range, an unknown schedule, no ``total_steps``.
     """
 
     def __init__(
-        self, model: nn.Module, share_rate: float = 0.3, schedule: str = "linear", total_steps: int | None = None
+        self,
+        model: nn.Module,
+        share_rate: float = 0.3,
+        schedule: str = "linear",
+        total_steps: int | None = None,
+        *,
+        until: float = 1.0,
     ):
         self.layers = [module for module in model.modules() if isinstance(module, Experts)]
         if not self.layers:
             raise ValueError("the model has no expert layers to average: call ewa3d.upcycle(model) first")
         for layer in self.layers:
             check_share_rate(share_rate, layer.num_experts)
-        share_rate_at(0, share_rate, schedule, total_steps)  # a bad schedule is an error now, not at the first step
+        if not 0 < until <= 1:
+            raise ValueError(f"until={until}: experts are averaged for a part of training, above 0 to 1")
+        if until < 1 and not total_steps:
+            raise ValueError(f"until={until} is a part of total_steps, the number of optimizer steps: name it")
         self.share_rate = share_rate
         self.schedule = schedule
-        self.total_steps = total_steps
+        self.total_steps = max(round(until * total_steps), 1) if total_steps else None
+        self.stops = until < 1
         self.steps = 0
+        share_rate_at(0, share_rate, schedule, self.total_steps)  # a bad one is an error now
 
     @property
     def current_share_rate(self) -> float:
-        """The rate that the last step used (0 before the first)."""
-        return share_rate_at(self.steps, self.share_rate, self.schedule, self.total_steps) if self.steps else 0.0
+        """The rate that the last step used: 0 before the first, and after the last of early EWA."""
+        if self.steps == 0 or (self.stops and self.steps > (self.total_steps or 0)):
+            return 0.0
+        return share_rate_at(self.steps, self.share_rate, self.schedule, self.total_steps)
 
     @torch.no_grad()
     def step(self) -> None:

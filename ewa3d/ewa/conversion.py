@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .experts import Experts, mean_tensor
+from .experts import Experts, FusedExperts, mean_tensor
+from .routed import RoutedExperts
 
+ROUTINGS: dict[str, type[Experts]] = {cls.routing: cls for cls in (Experts, RoutedExperts, FusedExperts)}
 FFN_NAMES = ("mlp", "ffn", "feed_forward", "feedforward", "mlp_channels")
 _EXPERT_KEY = re.compile(r"^(?P<layer>(?:.+\.)?)experts\.(?P<index>\d+)\.(?P<rest>.+)$")
+Weights = Mapping[str, Sequence[float]] | Sequence[float]
 
 Where = Iterable[str] | Callable[[str, nn.Module], bool]
 Model = TypeVar("Model", bound=nn.Module)
@@ -61,6 +65,8 @@ def upcycle(
     every: int | None = None,
     where: Where | None = None,
     init: Init = "copy",
+    routing: str = "random",
+    **options: Any,
 ) -> Model:
     """Turn FFNs of ``model`` into `Experts`, in place.
 
@@ -73,13 +79,17 @@ def upcycle(
         init: ``copy`` (each expert starts as the FFN, for fine-tuning and from scratch), ``independent`` (the first
             keeps the FFN's weights, the others are initialised anew by the model's own ``_init_weights`` where it has
             one, else by ``reset_parameters``), or a function that initialises the FFN it is given.
+        routing: ``random`` (EWA's random uniform partition, `Experts`), ``topk`` (a learned router, `RoutedExperts`) or
+            ``fused`` (one FFN by learned weights, `FusedExperts`).
+        options: of the layer: for ``topk`` those of `RoutedExperts` (``top_k``, ``shared``, ``capacity_factor``, …).
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: ``num_experts`` < 2, ``every`` < 1, experts already present, a name that the model does not have, no
-            FFN found, or an FFN that does not act on each token alone, or that is within another or shared.
+        ValueError: ``num_experts`` < 2, an unknown routing or option, ``every`` < 1, experts already present, a name
+            that the model does not have, no FFN found, or an FFN that does not act on each token alone, or that is
+            within another or shared.
     """
     if num_experts < 2:
         raise ValueError(f"num_experts must be 2 or more, got {num_experts}")
@@ -96,6 +106,7 @@ def upcycle(
     _check_separate(model, chosen)
     for name, ffn in chosen.items():
         _check_tokenwise(name, ffn)
+    make_layer = _layer_maker(routing, options)
     initialise = _initialiser(model, init)
     for name, ffn in chosen.items():
         copies = [deepcopy(ffn) for _ in range(num_experts - 1)]
@@ -103,47 +114,74 @@ def upcycle(
             for copy in copies:
                 initialise(copy)
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, Experts([ffn, *copies]).train(ffn.training))
+        setattr(model.get_submodule(parent), child, make_layer([ffn, *copies]).train(ffn.training))
     return model
 
 
-def merge(model: Model) -> Model:
+def merge(model: Model, weights: Weights | None = None) -> Model:
     """A new, plain model in which every `Experts` layer is one FFN with the experts' mean weights.
 
-    Architecture, cost and state-dict keys are those of the model before `upcycle`; ``model`` is left as it is.
+    Architecture, cost and state-dict keys are those of the model before `upcycle`; ``model`` is left as it is. A model
+    whose tokens are dealt at random, or whose experts are fused, computes in eval mode what its merged one does; one
+    that routes them does not.
+
+    Args:
+        model: with `Experts` layers.
+        weights: of the experts, at least 0 and summing to 1: N of them for all layers, or N a layer by its name. Where
+            ``None`` all experts count alike, and fused ones by their learned weights.
 
     Raises:
-        ValueError: the model has no expert layers.
+        ValueError: the model has no expert layers; weights of another number, or that are no convex combination.
     """
     layers = expert_layers(model)
     if not layers:
         raise ValueError(f"{type(model).__name__} has no expert layers: it is a plain model already")
+    shares: Any = weights if isinstance(weights, Mapping) else dict.fromkeys(layers, weights)
+    if set(shares) != set(layers):
+        raise ValueError(f"weights are needed for {', '.join(layers)}, and given for {', '.join(shares)}")
+    for name, layer in layers.items():
+        _check_weights(name, layer, shares[name])
     # deepcopy with the layers' merged FFNs put in place by its memo: the N experts are never copied
-    memo = {id(layer): layer.merged() for layer in layers.values()}
+    memo = {id(layer): layer.merged(shares[name]) for name, layer in layers.items()}
     return deepcopy(model, memo)
+
+
+def _check_weights(name: str, layer: Experts, weights: Sequence[float] | None) -> None:
+    if weights is None:
+        return
+    values = [float(weight) for weight in weights]
+    if len(values) != layer.num_experts:
+        raise ValueError(f"{name} has {layer.num_experts} experts, and {len(values)} weights are given")
+    if not all(value >= 0 for value in values) or abs(sum(values) - 1) > 1e-6:
+        raise ValueError(f"the weights of {name} are no convex combination (0 or more, sum 1): {values}")
 
 
 def merge_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`merge` on a state dict: ``X.experts.0.K``, ``X.experts.1.K``, … become their mean ``X.K``; other keys stay.
 
+    A learned router is left out, a shared expert ``X.shared.K`` counts half, fused experts by ``X.fusion``.
+
     Raises:
         ValueError: no expert keys, or experts of a layer that differ in number, names or shapes.
     """
+    layers = {match["layer"] for match in map(_EXPERT_KEY.match, state) if match}
+    if not layers:
+        raise ValueError("the state dict has no expert keys (….experts.0.…): it is a plain model's already")
     merged: dict[str, Tensor] = {}
-    groups: dict[str, dict[int, Tensor]] = {}
+    groups: dict[tuple[str, str], dict[int, Tensor]] = {}
     for key, tensor in state.items():
         if match := _EXPERT_KEY.match(key):
-            name = match["layer"] + match["rest"]
-            groups.setdefault(name, {})[int(match["index"])] = tensor
-            merged.setdefault(name, tensor)  # keeps the key's place in the order
-        else:
+            groups.setdefault((match["layer"], match["rest"]), {})[int(match["index"])] = tensor
+            merged.setdefault(match["layer"] + match["rest"], tensor)  # keeps the key's place in the order
+        elif not any(key.startswith((f"{layer}router.", f"{layer}shared.", f"{layer}fusion")) for layer in layers):
             merged[key] = tensor
-    if not groups:
-        raise ValueError("the state dict has no expert keys (….experts.0.…): it is a plain model's already")
-    for name, tensors in groups.items():
+    for (layer, rest), tensors in groups.items():
         if sorted(tensors) != list(range(len(tensors))) or len({t.shape for t in tensors.values()}) > 1:
-            raise ValueError(f"the experts of {name} are incomplete or differ in shape: {sorted(tensors)}")
-        merged[name] = mean_tensor([tensors[i] for i in range(len(tensors))])
+            raise ValueError(f"the experts of {layer}{rest} are incomplete or differ in shape: {sorted(tensors)}")
+        fusion, shared = state.get(f"{layer}fusion"), state.get(f"{layer}shared.{rest}")
+        weights = None if fusion is None else fusion.softmax(dim=0)
+        mean = mean_tensor([tensors[i] for i in range(len(tensors))], weights)
+        merged[layer + rest] = mean if shared is None else torch.lerp(mean, shared, 0.5)
     return merged
 
 
@@ -159,6 +197,20 @@ def upcycle_state_dict(state: Mapping[str, Tensor], layers: Iterable[str], num_e
             for i in range(num_experts):
                 upcycled[f"{layer}.experts.{i}{key[len(layer) :]}"] = tensor.clone()
     return upcycled
+
+
+def _layer_maker(routing: str, options: Mapping[str, Any]) -> Callable[[list[nn.Module]], Experts]:
+    """What makes a layer of FFNs, checked."""
+    if routing not in ROUTINGS:
+        near = difflib.get_close_matches(routing, ROUTINGS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(ROUTINGS)}"
+        raise ValueError(f"unknown routing {routing!r}: {hint}")
+    cls: Any = ROUTINGS[routing]
+    known = [name for name in inspect.signature(cls).parameters if name != "experts"]
+    if unknown := next((name for name in options if name not in known), None):
+        hint = f"choose from {', '.join(known)}" if known else "it takes none"
+        raise ValueError(f"routing {routing!r} has no option {unknown!r}: {hint}")
+    return lambda experts: cls(experts, **options)
 
 
 def _select(model: nn.Module, where: Where) -> dict[str, nn.Module]:

@@ -13,16 +13,18 @@ from torch.func import functional_call
 from .routing import random_permutation
 
 
-def mean_tensor(tensors: Sequence[Tensor]) -> Tensor:
-    """The mean W̄ of equally shaped tensors, as W₀ + mean(Wᵢ − W₀).
+def mean_tensor(tensors: Sequence[Tensor], weights: Tensor | Sequence[float] | None = None) -> Tensor:
+    """The mean W̄ of equally shaped tensors, as W₀ + mean(Wᵢ − W₀), or their mean by ``weights`` that sum to 1.
 
     A plain mean of N equal tensors is off by rounding for most N; this form returns W₀ itself, bit for bit, so that
     upcycling and merging an untouched model is the identity. Tensors that are not floating point are not averaged:
-    the first is returned.
+    the first is returned. Differentiable in the tensors and in ``weights``.
     """
     first, *others = tensors
     if not others or not first.is_floating_point():
         return first
+    if weights is not None:
+        return first + sum(weight * (other - first) for weight, other in zip(weights[1:], others, strict=True))
     total = others[0] - first
     for other in others[1:]:
         total += other - first
@@ -68,6 +70,7 @@ class Experts(nn.Module):
     Source: Experts Weights Averaging, arXiv 2308.06093, section 3.
     """
 
+    routing = "random"
     generator: torch.Generator | None = None
 
     def __init__(self, experts: Iterable[nn.Module]):
@@ -88,13 +91,21 @@ class Experts(nn.Module):
         named = [dict(expert.named_parameters()) for expert in self.experts]
         return {name: [params[name] for params in named] for name in named[0]}
 
-    def mean_parameters(self) -> dict[str, Tensor]:
-        """The mean W̄ of every parameter over the experts, by name within an expert. Differentiable."""
-        return {name: mean_tensor(params) for name, params in self.parameter_sets().items()}
+    def mean_parameters(self, weights: Tensor | Sequence[float] | None = None) -> dict[str, Tensor]:
+        """The mean W̄ of every parameter over the experts, by name within an expert. Differentiable.
+
+        Args:
+            weights: of the experts, ``(N,)``, summing to 1; all alike where ``None``.
+        """
+        return {name: mean_tensor(params, weights) for name, params in self.parameter_sets().items()}
+
+    def merge_weights(self) -> Tensor | None:
+        """The experts' weights ``(N,)`` in the FFN that they are merged into; ``None``: all alike."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return functional_call(self.experts[0], self.mean_parameters(), (x,))
+            return self.forward_merged(x)
         tokens = x.reshape(-1, x.shape[-1])
         order = random_permutation(len(tokens), generator=self.generator, device=tokens.device)
         inverse = torch.empty_like(order)
@@ -104,14 +115,48 @@ class Experts(nn.Module):
         outputs = torch.cat([expert(part) for expert, part in zip(self.experts, parts, strict=True)])
         return _TakeRows.apply(outputs, inverse, order).reshape(*x.shape[:-1], outputs.shape[-1])
 
-    def merged(self) -> nn.Module:
-        """A new FFN with the experts' mean weights. Buffers, which experts share from the start, are the first's."""
+    def forward_merged(self, x: Tensor) -> Tensor:
+        """What the FFN that the experts are merged into makes of ``x``. Differentiable in every expert."""
+        return functional_call(self.experts[0], self.mean_parameters(self.merge_weights()), (x,))
+
+    @torch.no_grad()
+    def merged(self, weights: Tensor | Sequence[float] | None = None) -> nn.Module:
+        """A new FFN with the experts' mean weights. Buffers, which experts share from the start, are the first's.
+
+        Args:
+            weights: of the experts, ``(N,)``, summing to 1; those of `merge_weights` where ``None``.
+        """
         ffn = deepcopy(self.experts[0])
-        with torch.no_grad():
-            means = self.mean_parameters()
-            for name, parameter in ffn.named_parameters():
-                parameter.copy_(means[name])
+        means = self.mean_parameters(self.merge_weights() if weights is None else weights)
+        for name, parameter in ffn.named_parameters():
+            parameter.copy_(means[name])
         return ffn
+
+    def options(self) -> dict[str, Any]:
+        """What `upcycle` has to be told, besides the number of experts, to make this layer again."""
+        return {}
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}"
+
+
+class FusedExperts(Experts):
+    """N FFNs that are fused into one, by learned weights, in every forward pass (ExFusion, arXiv 2603.27965).
+
+    All tokens go through the FFN with the parameters Σ wᵢ Wᵢ, where w is the softmax of the parameter ``fusion``
+    ``(N,)``, in training and in evaluation; that FFN is also what `merge` exports. Experts that start as copies get the
+    same gradient and stay alike: start them independently. Averaging them keeps their plain mean, which is the fused
+    FFN only while the weights are alike: ExFusion does not average.
+    """
+
+    routing = "fused"
+
+    def __init__(self, experts: Iterable[nn.Module]):
+        super().__init__(experts)
+        self.fusion = nn.Parameter(next(self.experts[0].parameters()).new_zeros(self.num_experts))
+
+    def merge_weights(self) -> Tensor:
+        return self.fusion.softmax(dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_merged(x)
