@@ -24,6 +24,7 @@ from .config import Config, TrainConfig
 from .cpu import tune_process, use_plain_attention
 
 Model = TypeVar("Model", bound=nn.Module)
+_ROUTINGS = {"random": "EWA", "topk": "mixture of experts", "fused": "ExFusion"}  # for people
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -120,8 +121,10 @@ def build_model(config: Config, metadata: Mapping[str, Any]) -> tuple[PointTrans
         if config.model.pretrained:
             notes.append(f"{config.model.pretrained}: {load_pretrained(model, config.model.pretrained)}")
         if config.ewa is not None:
-            upcycle(model, config.ewa.num_experts, every=config.ewa.every, init=config.ewa.init)
-            notes.append(f"EWA: {config.ewa.num_experts} experts in {', '.join(expert_layers(model))}")
+            ewa = config.ewa
+            router = asdict(ewa.router) if ewa.routing == "topk" else {}
+            upcycle(model, ewa.num_experts, every=ewa.every, init=ewa.init, routing=ewa.routing, **router)
+            notes.append(f"{_ROUTINGS[ewa.routing]}: {ewa.num_experts} experts in {', '.join(expert_layers(model))}")
     except ValueError as error:
         raise Ewa3dError(str(error)) from error
     return model, notes

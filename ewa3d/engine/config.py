@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..data import DATASETS, FEW_SHOT, SCANOBJECTNN
 from ..data.transforms import AUGMENTATIONS
 from ..errors import Ewa3dError, first_line
+from ..ewa import ROUTINGS
 from ..ewa.averaging import SCHEDULES
 from ..models import list_models
 from ..models.pretraining import MASK_TYPES
@@ -85,12 +86,34 @@ class DataConfig:
 
 
 @dataclass
+class RouterConfig:
+    top_k: int = option(1, "experts a token goes to", least=1)
+    shared: bool = option(False, "with an expert besides that sees every token")
+    balance: float = option(0.01, "weight of the load-balancing loss", least=0)
+    z: float = option(0.001, "weight of the z-loss, which keeps the router's logits small", least=0)
+    jitter: float = option(0.0, "random factor on the router's input in training: 1 - jitter to 1 + jitter", least=0)
+    capacity_factor: float | None = option(
+        None, "times its even share of the tokens that an expert takes in training (null: all that come)", least=0
+    )
+
+
+@dataclass
 class EwaConfig:
     num_experts: int = option(4, "experts a layer", least=2)
     every: int = option(2, "every how many blocks an FFN becomes experts", least=1)
-    share_rate: float = option(0.3, "β at the end of training, 0 to (N-1)/N", least=0)
+    routing: str = option(
+        "random",
+        "tokens are dealt at random (EWA), by a learned router (topk: a naive MoE; see ewa.router), or the experts are "
+        "fused into one by learned weights (fused: ExFusion, with share_rate=0 and init=independent)",
+        tuple(ROUTINGS),
+    )
+    share_rate: float = option(0.3, "β at the end of training, 0 to (N-1)/N; 0: no averaging", least=0)
     schedule: str = option("linear", "how β gets there", SCHEDULES)
+    average_until: float = option(
+        1.0, "part of training after which experts are free: early EWA; above 0 to 1", least=0
+    )
     init: str = option("copy", "experts start as copies or anew", ("copy", "independent"))
+    router: RouterConfig = field(default_factory=RouterConfig)
 
 
 @dataclass
@@ -178,6 +201,7 @@ GROUPS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
     "ewa": EwaConfig,
+    "ewa.router": RouterConfig,
     "ema": EmaConfig,
     "optim": OptimConfig,
     "train": TrainConfig,
@@ -239,7 +263,7 @@ def describe_keys() -> str:
     lines.append(f"  task = classification: what is learned; one of {', '.join(DATASETS)}")
     for group, cls in GROUPS.items():
         lines.append("")
-        for f in fields(cls):
+        for f in (f for f in fields(cls) if "help" in f.metadata):
             choices = f"; one of {', '.join(f.metadata['choices'])}" if f.metadata["choices"] else ""
             default = (
                 "null" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else f.default
@@ -277,6 +301,10 @@ def _check(config: Config) -> None:
     ewa = config.ewa
     if ewa is not None and ewa.share_rate > (limit := (ewa.num_experts - 1) / ewa.num_experts):
         raise Ewa3dError(f"ewa.share_rate={ewa.share_rate}: with {ewa.num_experts} experts it is at most {limit:.4g}")
+    if ewa is not None and not 0 < ewa.average_until <= 1:
+        raise Ewa3dError(f"ewa.average_until={ewa.average_until}: must be above 0 and at most 1")
+    if ewa is not None and ewa.routing != "topk" and ewa.router != RouterConfig():
+        raise Ewa3dError(f"ewa.router is for ewa.routing=topk, and it is {ewa.routing}: leave it out")
     if config.ema is not None and config.ema.decay >= 1:
         raise Ewa3dError(f"ema.decay={config.ema.decay}: must be below 1, where the average never moves")
     if config.optim.layer_decay is not None and not 0 < config.optim.layer_decay <= 1:

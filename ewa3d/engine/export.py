@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..ewa import expert_layers, merge, merge_report
+from ..ewa import expert_layers, is_routed, merge, merge_report
 from ..files import write_atomically
 from ..models import PointTransformer, save_pretrained
 from .batches import run_batches
@@ -20,6 +20,7 @@ from .evaluate import tally_model
 from .run import load_run_config
 from .tasks import Batch, Task, describe_scores, make_task
 
+ROUTED = "export_routed"  # the folder beside export/ for a run with a learned router
 TOLERANCE = 1e-4  # of a logit or a coordinate, between the experts in eval mode and the merged model, in fp32
 
 
@@ -40,7 +41,7 @@ def export_run(
         The plain model in eval mode, on the accelerator's device, and the report.
 
     Raises:
-        MergeError: the logits differ by more than `TOLERANCE`; nothing is written then.
+        MergeError: the logits differ by more than `TOLERANCE`, and not because of a router; nothing is written then.
         Ewa3dError: ``folder`` is no run, or has no such checkpoint.
     """
     config = load_run_config(folder)
@@ -63,7 +64,7 @@ def export_run(
         "max_logit_difference": difference,
         "layers": merge_report(trained),
     }
-    if not report["max_logit_difference"] <= TOLERANCE:
+    if not is_routed(trained) and not report["max_logit_difference"] <= TOLERANCE:
         raise MergeError(
             f"{folder}: the merged model's {task.outputs} differ by {report['max_logit_difference']:.3g} "
             f"(at most {TOLERANCE:g} is rounding): nothing was exported"
@@ -71,6 +72,8 @@ def export_run(
     if accelerator.is_main_process:
         export = save_pretrained(plain, folder / "export")
         write_atomically(export / "merge_report.json", json.dumps(report, indent=2) + "\n")
+        if is_routed(trained):
+            save_pretrained(trained, folder / ROUTED)
     return plain, report
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import Ewa3dError
+from ..ewa import aux_loss
 from .config import Config
 
 Inputs = tuple[Tensor, ...]
@@ -33,7 +34,7 @@ class TrainStep:
         The model's inputs and the truth of every row of its logits, both as `Task.training_batch` returns them, to the
         batch's loss ``()``, without a graph, and how many rows were right ``()``, int64. The loss is the cross entropy
         of logits; a model that returns a dict, as one for pretraining, has computed its ``loss`` itself, and no row is
-        right.
+        right. What routers add to the loss that is trained on is not in it, so that it compares between models.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer):
@@ -53,7 +54,8 @@ class TrainStep:
             logits, truth = output.float().flatten(0, -2), truth.flatten()
             loss = F.cross_entropy(logits, truth, label_smoothing=self.label_smoothing)
             right = (logits.detach().argmax(dim=1) == truth).sum()
-        self.accelerator.backward(loss)
+        extra = aux_loss(self.model)
+        self.accelerator.backward(loss if extra is None else loss + extra)
         if self.accelerator.sync_gradients and self.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.optimizer.step()
@@ -158,5 +160,7 @@ def check_graph(config: Config, accelerator: Accelerator) -> None:
         obstacle = f"it takes one process, and there are {accelerator.num_processes}"
     elif config.train.accumulation > 1:
         obstacle = f"it cannot accumulate, and train.accumulation={config.train.accumulation}"
+    elif config.ewa is not None and config.ewa.routing == "topk":
+        obstacle = "how many tokens an expert gets differs from step to step with ewa.routing=topk"
     if obstacle:
         raise Ewa3dError(f"train.cuda_graph=true: {obstacle}: set train.cuda_graph=false")

@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 
 from ..data import Clouds
 from ..errors import Ewa3dError
-from ..ewa import ExpertAverager, merge, merge_report
-from ..models import PointTransformer
+from ..ewa import ExpertAverager, is_routed, merge, merge_report
+from ..models import PointTransformer, from_pretrained
 from ..progress import track
 from . import checkpoint as ckpt
 from .build import build_model, eval_loader, make_accelerator, open_split, place, train_loader
 from .config import Config
 from .evaluate import draw_scores, evaluate, tally_model
-from .export import export_run
+from .export import ROUTED, export_run
 from .optim import decay_groups, make_ema, make_scheduler
 from .probe import describe_probe
 from .run import Run
@@ -127,8 +127,8 @@ def start_session(config: Config, accelerator: Accelerator, train_set: Clouds) -
     scheduler = make_scheduler(optimizer, config, steps_per_epoch)
     averager = None
     if config.ewa is not None:
-        total = config.train.epochs * steps_per_epoch
-        averager = ExpertAverager(plain, config.ewa.share_rate, config.ewa.schedule, total)
+        ewa, total = config.ewa, config.train.epochs * steps_per_epoch
+        averager = ExpertAverager(plain, ewa.share_rate, ewa.schedule, total, until=ewa.average_until)
     ema = None
     if config.ema is not None:
         ema = make_ema(config.ema, plain)
@@ -192,7 +192,9 @@ def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
         row["expert_distance"] = sum(distances.values()) / len(distances)
         row["expert_distances"] = distances
     if loader is not None:
-        exported = merge(session.evaluated) if session.averager is not None else session.evaluated
+        exported = session.evaluated  # a routed model as it is: merging would change what it computes
+        if session.averager is not None and not is_routed(exported):
+            exported = merge(exported)
         tallies = tally_model(exported, session.task, loader, session.accelerator, config.train.precision)
         scores = session.task.scores(*tallies)
         row |= {f"{config.train.select}_{name}": s for name, s in scores.items() if isinstance(s, float)}
@@ -234,6 +236,11 @@ def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -
     config, accelerator = session.config, session.accelerator
     model, report = export_run(run.dir, accelerator=accelerator)
     scores, tallies = evaluate(model, session.task, loader, accelerator, config)
+    routed = is_routed(session.plain)
+    if routed:
+        trained = place(from_pretrained(run.dir / ROUTED), accelerator.device)
+        as_trained, _ = evaluate(trained, session.task, loader, accelerator, config)
+        scores |= {f"{protocol}_routed": by_name for protocol, by_name in as_trained.items()}
     result = {
         "split": config.eval.split,
         "step": progress.step,
@@ -258,7 +265,8 @@ def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -
     run.log(f"epoch {progress.best_epoch} of {config.train.epochs} ({chosen})")
     for protocol, by_name in scores.items():
         run.log(score_line(config.eval.split, protocol, by_name) + describe_probe(by_name))
-    run.log(f"run: {run.dir}   plain model: {run.dir / 'export'}   pictures: curves.png, {session.task.picture}")
+    models = f"plain model: {run.dir / 'export'}" + (f"   with its router: {run.dir / ROUTED}" if routed else "")
+    run.log(f"run: {run.dir}   {models}   pictures: curves.png, {session.task.picture}")
     return result
 
 

@@ -1,7 +1,16 @@
 """Experts Weights Averaging (arXiv 2308.06093) for any transformer. Knows `torch.nn.Module` and nothing of points."""
 
 from .averaging import ExpertAverager, contraction, share_rate_at
-from .conversion import ROUTINGS, expert_layers, find_ffns, merge, merge_state_dict, upcycle, upcycle_state_dict
+from .conversion import (
+    ROUTINGS,
+    expert_layers,
+    find_ffns,
+    is_routed,
+    merge,
+    merge_state_dict,
+    upcycle,
+    upcycle_state_dict,
+)
 from .diagnostics import expert_distances, layer_distances, merge_report
 from .experts import Experts, FusedExperts
 from .routed import RoutedExperts, aux_loss
@@ -19,6 +28,7 @@ __all__ = [
     "expert_distances",
     "expert_layers",
     "find_ffns",
+    "is_routed",
     "layer_distances",
     "merge",
     "merge_report",

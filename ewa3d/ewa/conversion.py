@@ -30,6 +30,11 @@ def expert_layers(model: nn.Module) -> dict[str, Experts]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Experts)}
 
 
+def is_routed(model: nn.Module) -> bool:
+    """Whether a model has a learned router: then it does not compute what its merged one does."""
+    return any(isinstance(layer, RoutedExperts) for layer in expert_layers(model).values())
+
+
 def find_ffns(model: nn.Module) -> dict[str, nn.Module]:
     """The FFNs of a transformer's blocks by name, in module order.
 

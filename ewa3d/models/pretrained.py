@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..errors import Ewa3dError, first_line
-from ..ewa import expert_layers
+from ..ewa import RoutedExperts, expert_layers, upcycle
 from ..files import write_atomically
 from .backbone import PointTransformer
 from .official import from_official, is_official, to_official
@@ -162,10 +162,10 @@ def save_pretrained(
     *,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a plain model.
+    """Write a plain model, or one with a learned router.
 
     Args:
-        model: from `create_model` or `merge`.
+        model: from `create_model` or `merge`; or with routed experts, which only ``ewa3d`` can hold.
         path: a folder for ``ewa3d``; a file for ``official`` (``.pth`` is added where it has no suffix).
         format: ``ewa3d`` (``model.safetensors`` and ``config.json``, which `from_pretrained` reads) or ``official``
             (the ``.pth`` that the Point-MAE or Point-BERT code loads).
@@ -176,16 +176,23 @@ def save_pretrained(
         The folder or file written.
 
     Raises:
-        ValueError: the model still has experts, an unknown format, a model that has no official counterpart.
+        ValueError: the model still has experts that are to be merged, an unknown format, a model that has no official
+            counterpart.
     """
-    if layers := expert_layers(model):
-        raise ValueError(f"{next(iter(layers))} is an expert layer: save ewa3d.merge(model) instead")
+    layers = expert_layers(model)
+    for name, layer in layers.items():
+        if format != "ewa3d" or not isinstance(layer, RoutedExperts):
+            raise ValueError(f"{name} is an expert layer: save ewa3d.merge(model) instead")
     path = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if format == "ewa3d":
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "model.safetensors", save(state, metadata={"format": "pt"}))
         config = {"model": model.config, **(model.metadata if metadata is None else metadata)}
+        if layers:
+            first = next(iter(layers.values()))
+            call = {"num_experts": first.num_experts, "routing": first.routing, **first.options()}
+            config["experts"] = {"where": list(layers), **call}
         write_atomically(path / "config.json", json.dumps(config, indent=2) + "\n")
         return path
     if format == "official":
@@ -203,7 +210,8 @@ def save_pretrained(
 
 
 def from_pretrained(path: str | os.PathLike[str]) -> PointTransformer:
-    """The model in a folder that `save_pretrained` (or a run's ``export/``) wrote, in eval mode.
+    """The model in a folder that `save_pretrained` (or a run's ``export/``) wrote, in eval mode; with its experts
+    where these are routed.
 
     Raises:
         Ewa3dError: no such folder, or its files are not those of an export.
@@ -213,6 +221,8 @@ def from_pretrained(path: str | os.PathLike[str]) -> PointTransformer:
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
         model = create_model(**metadata.pop("model"))
+        if experts := metadata.pop("experts", None):
+            upcycle(model, **experts)
     except FileNotFoundError:
         raise Ewa3dError(f"{folder} is no export: it has no config.json; a run's is in its export/ folder") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
