@@ -12,7 +12,8 @@ from ewa3d.engine.config import load_config
 # no deadline: wall time is nobody's promise; in CI the same examples each time, so that a failure there repeats here
 settings.register_profile("ewa3d", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("ewa3d")
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

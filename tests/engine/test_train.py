@@ -158,6 +158,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
         ["task=part_segmentation"],
         ["ema.decay=0.9", "optim.layer_decay=0.7"],
         ["task=pretraining"],
+        ["ewa.routing=topk", "ewa.average_until=0.5", "ewa.router.jitter=0.1"],
     ],
 )
 def test_a_resumed_run_ends_as_the_one_that_never_stopped(tiny_config, monkeypatch, options):
