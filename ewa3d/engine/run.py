@@ -119,15 +119,22 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-def check_same(old: Config, new: Config, folder: Path) -> None:
-    """Raise where the run in ``folder`` was made with another configuration, apart from what changes no result."""
+def check_same(old: Config, new: Config, folder: Path, *, scored: bool = False, mend: str | None = None) -> None:
+    """Raise where the run in ``folder`` was made with another configuration, apart from what changes no result.
+
+    Args:
+        old: the run's configuration.
+        new: the one that is asked for.
+        folder: of the run.
+        scored: its scores are to be taken as they are, so ``eval`` has to be the same too.
+        mend: what to do about it, for the message; by default for someone who resumes this one run.
+    """
     before, now = _flat(asdict(old)), _flat(asdict(new))
-    for key in before.keys() | now.keys():
-        if before.get(key) != now.get(key) and not key.startswith(_FREE):
-            raise Ewa3dError(
-                f"{folder} was run with {key}={before.get(key)}, not {now.get(key)}: "
-                f"resume it with `{folder}/config.yaml run.resume=true`, or take another run.dir"
-            )
+    free = tuple(prefix for prefix in _FREE if not (scored and prefix == "eval."))
+    mend = mend or f"resume it with `{folder}/config.yaml run.resume=true`, or take another run.dir"
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and not key.startswith(free):
+            raise Ewa3dError(f"{folder} was run with {key}={before.get(key)}, not {now.get(key)}: {mend}")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
