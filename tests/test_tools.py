@@ -61,14 +61,16 @@ def test_part_segmentation_from_training_to_the_merged_model_s_scores(tmp_path, 
     assert set(json.loads(official.stdout)) == {"source", "split", "official"}
 
 
-@pytest.mark.parametrize("tool", ["benchmark", "train", "fewshot", "evaluate", "merge", "predict"])
+@pytest.mark.parametrize("tool", ["benchmark", "train", "fewshot", "study", "evaluate", "merge", "predict"])
 def test_help_teaches(tool):
     result = run(tool, "--help")
     assert result.returncode == 0
     assert "examples:" in result.stdout and f"python tools/{tool}.py" in result.stdout
 
 
-@pytest.mark.parametrize("tool", ["benchmark", "train", "fewshot", "evaluate", "merge", "predict", "visualize"])
+@pytest.mark.parametrize(
+    "tool", ["benchmark", "train", "fewshot", "study", "evaluate", "merge", "predict", "visualize"]
+)
 def test_ctrl_c_is_one_line_and_exit_code_130(tool, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -77,6 +79,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tool, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "tools" / f"{tool}.py"), run_name="__main__")
     resume = {"train": "; the run goes on with run.resume=true", "fewshot": "; it goes on with run.resume=true"}
+    resume["study"] = "; the same command goes on, and --report shows what is there"
     assert stopped.value.code == 130 and capsys.readouterr().err == f"interrupted{resume.get(tool, '')}\n"
 
 
@@ -90,6 +93,7 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tool, monkeypatch, capsys):
         ("train", ["task=part_segmentation", "data.name=modelnet40"], "data.name=modelnet40: not for task="),
         ("train", ["data.name=scanobjectnn_obj_only", "data.root={tmp}"], "no ScanObjectNN in it"),
         ("fewshot", ["configs/modelnet40_cpu.yaml"], "data.name=modelnet40 has no folds: take modelnet40_fewshot"),
+        ("study", ["absent.yaml"], "absent.yaml: this study file cannot be read: No such file or directory"),
         ("evaluate", ["nowhere"], "nowhere is no run"),
         ("merge", ["nowhere"], "nowhere is no run"),
     ],
