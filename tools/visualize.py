@@ -15,6 +15,8 @@ WHAT = {
     "reconstruction": """of a pretraining run, a row a shape: its points, the groups that the encoder is shown, and what
                   the decoder makes of the others""",
     "features": "a map of the pooled features of the whole split, in the colours of the classes (--out only)",
+    "routing": """which classes a learned router (ewa.routing=topk) sends to which expert, layer by layer, and which
+                  layers that speaks for (--out only; a .json beside it has the numbers)""",
 }
 
 EXAMPLES = (
@@ -30,6 +32,7 @@ examples:
   python tools/visualize.py experts runs/modelnet40_cpu --index 3,17,25 --out experts.png
   python tools/visualize.py reconstruction runs/pretrain_modelnet40_cpu --out reconstruction.png
   python tools/visualize.py features runs/modelnet40_cpu --method tsne --out features.png
+  python tools/visualize.py routing runs/NAME --out routing.png      of a run with ewa.routing=topk: its val split
 
 A run draws its confusion matrix, or the IoU of every category, by itself; tools/evaluate.py --plots DIR draws it again.
 Shapes are drawn at random from the test split; their numbers are printed, for --index. key=value overrides a run's
@@ -58,6 +61,13 @@ def main() -> None:
         if args.out is None:
             raise Ewa3dError("features are drawn into a file: name it with --out")
         print(draw_features(args.source, args.out, args.method, args.overrides))
+        return
+    if args.what == "routing":
+        from ewa3d.engine.routing import draw_routing
+
+        if args.out is None:
+            raise Ewa3dError("routing is drawn into a file: name it with --out")
+        print("\n".join(draw_routing(args.source, args.out, args.overrides)))
         return
 
     from ewa3d.engine.visualize import visualize

@@ -98,7 +98,7 @@ def _vote(
 
 
 class Evaluation(NamedTuple):
-    """A plain model, and the split of its dataset that it is looked at with."""
+    """A model, a plain one mostly, and the split of its dataset that it is looked at with."""
 
     model: PointTransformer  # on the accelerator's device, in eval mode
     task: Task
@@ -108,13 +108,20 @@ class Evaluation(NamedTuple):
     config: Config
 
 
-def open_evaluation(folder: Path, overrides: Sequence[str] = ()) -> Evaluation:
+def open_evaluation(
+    folder: Path, overrides: Sequence[str] = (), *, model: PointTransformer | None = None
+) -> Evaluation:
     """Load the plain model of a run or an export, and the split ``eval.split`` of its dataset.
+
+    Args:
+        folder: of the run or the export.
+        overrides: ``key=value`` settings.
+        model: to be looked at instead: the folder's with its experts, for example.
 
     Raises:
         Ewa3dError: nothing of the kind is in ``folder``, or the dataset's labels do not mean what the model's mean.
     """
-    model = load_model(folder)
+    model = load_model(folder) if model is None else model
     file = folder / "config.yaml"
     if file.is_file():
         config = load_config(file, overrides)
