@@ -93,5 +93,5 @@ def _finished(config: Config) -> dict[str, Any] | None:
     rows = read_rows(folder) if config.run.resume else []
     if not rows or "split" not in rows[-1]:
         return None
-    check_same(load_run_config(folder), config, folder)
+    check_same(load_run_config(folder), config, folder, scored=True)
     return rows[-1]

@@ -197,15 +197,6 @@ def _default_score(config: Config) -> str:
     return f"{Classification.protocol}_{Classification.score}"
 
 
-def _result(run: StudyRun) -> Row:
-    """A finished run's row of the table."""
-    rows = read_rows(run.folder)
-    last = {key: value for key, value in rows[-1].items() if isinstance(value, (str, int, float)) and key != "time"}
-    epochs = [row for row in rows if "epoch" in row]
-    cost = {"epochs": len(epochs), "train_seconds": sum(row["train_seconds"] for row in epochs)}
-    return {"task": run.task, "arm": run.arm, "seed": run.seed, **last, **cost}
-
-
 def opening_comment(path: Path) -> str:
     """The comment that a study file begins with: what the study asks."""
     lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
