@@ -11,7 +11,7 @@
 
 from .engine.predict import predict
 from .errors import Ewa3dError
-from .ewa import ExpertAverager, Experts, merge, upcycle
+from .ewa import ExpertAverager, Experts, aux_loss, merge, upcycle
 from .models import create_model, from_pretrained, list_models, load_pretrained, save_pretrained
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "Ewa3dError",
     "ExpertAverager",
     "Experts",
+    "aux_loss",
     "create_model",
     "from_pretrained",
     "list_models",

@@ -54,6 +54,14 @@ def test_pretraining():
     assert names["model"].mask_token.grad is not None
 
 
+def test_a_learned_router():
+    names = {"ewa3d": ewa3d, "criterion": torch.nn.functional.cross_entropy, "points": torch.rand(2, 128, 3)}
+    names |= {"model": ewa3d.create_model("point_mae_tiny"), "labels": torch.tensor([0, 39])}
+    exec(block('routing="topk"'), names)
+    names["loss"].backward()
+    assert names["model"].blocks[1].mlp.router.weight.grad.abs().sum() > 0
+
+
 def test_predicting(folder, capsys):
     model = ewa3d.create_model("point_mae_tiny", num_classes=2, embed_dim=24, depth=2, num_heads=2)
     export = folder / "runs" / "modelnet40_cpu" / "export"
