@@ -122,8 +122,9 @@ def test_a_fine_tuning_run_says_what_was_loaded_and_its_head_s_rate(tiny_config,
     assert '"lr": 0.0005' in row
 
 
-def test_the_cpu_recipe_differs_from_training_from_scratch_in_its_weights_alone():
+def test_the_cpu_recipe_differs_from_training_from_scratch_in_weights_and_layer_decay_alone():
     tuned, scratch = (load_config(CONFIGS / f"{name}.yaml") for name in ("finetune_modelnet40_cpu", "modelnet40_cpu"))
     assert tuned.model.pretrained == "runs/pretrain_modelnet40_cpu/export"
-    tuned.model.pretrained, tuned.recipe = None, scratch.recipe
+    assert tuned.optim.layer_decay == 0.7
+    tuned.model.pretrained, tuned.optim.layer_decay, tuned.recipe = None, None, scratch.recipe
     assert tuned == scratch
