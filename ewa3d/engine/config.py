@@ -113,6 +113,9 @@ class EwaConfig:
         1.0, "part of training after which experts are free: early EWA; above 0 to 1", least=0
     )
     init: str = option("copy", "experts start as copies or anew", ("copy", "independent"))
+    expert_lr: float = option(
+        1.0, "the experts' learning rate, times the others'; the square root of num_experts evens their pace", least=0
+    )
     router: RouterConfig = field(default_factory=RouterConfig)
 
 
@@ -303,6 +306,8 @@ def _check(config: Config) -> None:
         raise Ewa3dError(f"ewa.share_rate={ewa.share_rate}: with {ewa.num_experts} experts it is at most {limit:.4g}")
     if ewa is not None and not 0 < ewa.average_until <= 1:
         raise Ewa3dError(f"ewa.average_until={ewa.average_until}: must be above 0 and at most 1")
+    if ewa is not None and ewa.expert_lr == 0:
+        raise Ewa3dError("ewa.expert_lr=0: must be above 0, or the experts learn nothing")
     if ewa is not None and ewa.routing != "topk" and ewa.router != RouterConfig():
         raise Ewa3dError(f"ewa.router is for ewa.routing=topk, and it is {ewa.routing}: leave it out")
     if config.ema is not None and config.ema.decay >= 1:

@@ -10,10 +10,13 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 
+from ..ewa import expert_layers
 from .config import Config, EmaConfig
 
 
-def decay_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+def decay_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float | None = None, expert_lr: float = 1.0
+) -> list[dict[str, Any]]:
     """Parameter groups by the official rule: no decay for biases, norms (all 1-D parameters) and names with ``token``.
 
     Args:
@@ -21,15 +24,29 @@ def decay_groups(model: nn.Module, weight_decay: float, layer_decay: float | Non
         weight_decay: of the other parameters.
         layer_decay: each layer learns at this part of the next one's rate (BEiT, arXiv 2106.08254, section 3.2); the
             groups carry it as ``lr_scale``, which timm's schedulers follow.
+        expert_lr: the experts learn at so many times the others' rate, with the part of the weight decay that leaves
+            its product with the rate as it is (docs/method.md, section 4).
     """
     if layer_decay is not None:
-        return param_groups_layer_decay(model, weight_decay, ("*.bias", "*token*"), layer_decay=layer_decay)
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        no_decay = parameter.ndim <= 1 or name.endswith(".bias") or "token" in name
-        (free if no_decay else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        groups = param_groups_layer_decay(model, weight_decay, ("*.bias", "*token*"), layer_decay=layer_decay)
+    else:
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            no_decay = parameter.ndim <= 1 or name.endswith(".bias") or "token" in name
+            (free if no_decay else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if expert_lr == 1:
+        return groups
+    experts = {id(p) for layer in expert_layers(model).values() for p in layer.experts.parameters()}
+    apart = []
+    for group in groups:
+        own = [p for p in group["params"] if id(p) in experts]
+        others = [p for p in group["params"] if id(p) not in experts]
+        scale = group.get("lr_scale", 1.0) * expert_lr
+        apart.append({**group, "params": others})
+        apart.append({**group, "params": own, "lr_scale": scale, "weight_decay": group["weight_decay"] / expert_lr})
+    return [group for group in apart if group["params"]]
 
 
 def make_scheduler(optimizer: Optimizer, config: Config, steps_per_epoch: int) -> CosineLRScheduler:

@@ -115,9 +115,8 @@ def start_session(config: Config, accelerator: Accelerator, train_set: Clouds) -
     plain, notes = build_model(config, train_set.metadata)
     place(plain, accelerator.device)
     fused = accelerator.device.type in ("cpu", "cuda")
-    adamw = AdamW(
-        decay_groups(plain, config.optim.weight_decay, config.optim.layer_decay), lr=config.optim.lr, fused=fused
-    )
+    optim, expert_lr = config.optim, config.ewa.expert_lr if config.ewa is not None else 1.0
+    adamw = AdamW(decay_groups(plain, optim.weight_decay, optim.layer_decay, expert_lr), lr=optim.lr, fused=fused)
     model, optimizer, loader = accelerator.prepare(
         plain, adamw, train_loader(train_set, config.train, accelerator.device)
     )
@@ -150,7 +149,7 @@ def train_epoch(session: Session, progress: Progress, epoch: int) -> dict[str, f
     return {
         "train_loss": mean_loss,
         **({"train_oa": 100 * float(correct) / seen} if seen else {}),
-        "lr": max(group["lr"] for group in session.optimizer.param_groups),  # the head's, with optim.layer_decay
+        "lr": max(group["lr"] / group.get("lr_scale", 1.0) for group in session.optimizer.param_groups),  # the full one
         "train_seconds": time.perf_counter() - started,
     }
 

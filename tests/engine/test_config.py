@@ -71,6 +71,7 @@ def test_a_configuration_round_trips(tmp_path):
         ("train.select=test", "the test split chooses nothing unless the recipe is called official"),
         ("optim.layer_decay=1.5", r"optim\.layer_decay=1\.5: must be above 0 and at most 1"),
         ("optim.layer_decay=0", r"optim\.layer_decay=0\.0: must be above 0 and at most 1"),
+        ("ewa.expert_lr=0", r"ewa\.expert_lr=0: must be above 0"),
         ("ema.decay=1", r"ema\.decay=1\.0: must be below 1"),
         ("ema.deca=0.9", r"unknown key ema\.deca: did you mean ema\.decay\?"),
         ("data.train_split=trainval", "would choose on training data"),

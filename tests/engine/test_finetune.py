@@ -99,6 +99,24 @@ def test_the_schedule_keeps_the_layers_proportions(tiny_config):
         assert [rate / by_scale[1.0] for _, rate in sorted(by_scale.items())] == pytest.approx([0.125, 0.25, 0.5, 1.0])
 
 
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_experts_have_a_rate_of_their_own_and_decay_as_much_as_the_others(tiny_config, layer_decay):
+    config = tiny_config("optim.lr=1e-2", "ewa.expert_lr=2", "train.epochs=10")
+    model, _ = built(config)
+    groups = decay_groups(model, 0.05, layer_decay, config.ewa.expert_lr)
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    optimizer = torch.optim.AdamW(groups, lr=config.optim.lr)
+    scheduler = make_scheduler(optimizer, config, steps_per_epoch=10)
+    of = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    block = model.blocks[1]
+    expert, attention = of[id(block.mlp.experts[2].fc1.weight)], of[id(block.attn.qkv.weight)]
+    for step in (0, 5, 10, 60, 99):
+        scheduler.step_update(step)
+        assert expert["lr"] == pytest.approx(2 * attention["lr"])
+        assert expert["lr"] * expert["weight_decay"] == pytest.approx(attention["lr"] * attention["weight_decay"])
+        assert of[id(block.mlp.experts[0].fc1.bias)]["weight_decay"] == 0
+
+
 def test_at_a_tiny_layer_decay_only_norm_and_head_are_trained(tiny_config, official_file):
     config = tiny_config(
         f"model.pretrained={official_file}", "optim.layer_decay=1e-12", "optim.weight_decay=0", "train.epochs=1"
