@@ -23,6 +23,7 @@ from .diagnostics import (
 from .experts import Experts, FusedExperts
 from .routed import RoutedExperts, aux_loss
 from .routing import TopKRouter, random_permutation
+from .soup import greedy_weights, learn_weights
 
 __all__ = [
     "ROUTINGS",
@@ -38,9 +39,11 @@ __all__ = [
     "expert_layers",
     "find_ffns",
     "gradient_agreement",
+    "greedy_weights",
     "interpolated",
     "is_routed",
     "layer_distances",
+    "learn_weights",
     "mean_norm",
     "merge",
     "merge_report",
