@@ -17,6 +17,8 @@ WHAT = {
     "features": "a map of the pooled features of the whole split, in the colours of the classes (--out only)",
     "routing": """which classes a learned router (ewa.routing=topk) sends to which expert, layer by layer, and which
                   layers that speaks for (--out only; a .json beside it has the numbers)""",
+    "diagnostics": """of a run, how far its experts differ: scores of each alone, losses between them, distances,
+                  gradients (--out only; a .json beside it has the numbers; --shapes: on how many the losses)""",
 }
 
 EXAMPLES = (
@@ -33,6 +35,7 @@ examples:
   python tools/visualize.py reconstruction runs/pretrain_modelnet40_cpu --out reconstruction.png
   python tools/visualize.py features runs/modelnet40_cpu --method tsne --out features.png
   python tools/visualize.py routing runs/NAME --out routing.png      of a run with ewa.routing=topk: its val split
+  python tools/visualize.py diagnostics runs/modelnet40_cpu --out diagnostics.png    on the run's validation split
 
 A run draws its confusion matrix, or the IoU of every category, by itself; tools/evaluate.py --plots DIR draws it again.
 Shapes are drawn at random from the test split; their numbers are printed, for --index. key=value overrides a run's
@@ -68,6 +71,13 @@ def main() -> None:
         if args.out is None:
             raise Ewa3dError("routing is drawn into a file: name it with --out")
         print("\n".join(draw_routing(args.source, args.out, args.overrides)))
+        return
+    if args.what == "diagnostics":
+        from ewa3d.engine.diagnose import draw_diagnostics
+
+        if args.out is None:
+            raise Ewa3dError("diagnostics are drawn into a file: name it with --out")
+        print("\n".join(draw_diagnostics(args.source, args.out, args.overrides, args.shapes)))
         return
 
     from ewa3d.engine.visualize import visualize

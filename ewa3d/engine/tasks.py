@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import PartMap
@@ -72,6 +73,15 @@ class Task:
     def tally(self, logits: Tensor, truth: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """What `scores` needs of a batch: tensors of one row a cloud, alike for clouds of all sizes."""
         raise NotImplementedError
+
+    def losses(self, logits: Tensor, truth: Tensor, batch: Batch) -> Tensor:
+        """The loss of each cloud ``(B,)`` in what `predict` returned, differentiable.
+
+        Of logits it is the cross entropy, without label smoothing; of points with logits each, the mean over them.
+        """
+        rows = F.cross_entropy(logits.float().movedim(-1, 1), truth, ignore_index=-1, reduction="none")
+        real = (truth >= 0).reshape(len(truth), -1)  # where it is not, the row is 0
+        return rows.reshape(len(truth), -1).sum(dim=1) / real.sum(dim=1)
 
     def scores(self, *tallies: Tensor) -> dict[str, Any]:
         """Scores of the tallies of a whole dataset, in percent where `describe_scores` says so."""
@@ -211,9 +221,12 @@ class Pretraining(Task):
         tokens = model.forward_features(sample_first(batch["points"], self.num_points))
         return torch.cat([tokens.amax(dim=1), tokens.mean(dim=1)], dim=-1)
 
-    def tally(self, logits: Tensor, truth: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    def losses(self, logits: Tensor, truth: Tensor, batch: Batch) -> Tensor:
         distance = chamfer_distance(logits.flatten(0, 1), truth.flatten(0, 1), self.norm)
-        return distance.view(truth.shape[:2]).mean(dim=1), batch["label"]
+        return distance.view(truth.shape[:2]).mean(dim=1)
+
+    def tally(self, logits: Tensor, truth: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+        return self.losses(logits, truth, batch), batch["label"]
 
     def scores(self, *tallies: Tensor) -> dict[str, Any]:
         distance, _ = tallies
