@@ -9,8 +9,14 @@ EXAMPLES = """examples:
   python tools/merge.py runs/modelnet40_cpu                          the best epoch
   python tools/merge.py runs/modelnet40_cpu --checkpoint last        the last one
   python tools/merge.py runs/modelnet40_cpu --official model.pth     also as a file for the official code
+  python tools/merge.py runs/modelnet40_cpu --weights learned        not their mean; writes RUN/export_learned
 
 Exits with 1, and writes nothing, where the merged model's logits differ from the trained model's.
+
+--weights learned finds weights for the experts of every layer by gradient, greedy takes those experts (of all layers at
+once) whose mean scores best: both on the run's validation split, and only where tokens were dealt at random. The merged
+model then differs from the trained one on purpose. It is written to RUN/export_learned or RUN/export_greedy; RUN/export
+stays. Experts that are nearly equal, as averaging to the end leaves them, give the mean whatever the weights.
 """
 
 
@@ -18,19 +24,31 @@ def main() -> None:
     parser = make_parser(__doc__, EXAMPLES)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--checkpoint", default="best", choices=["best", "last"], help="which epoch (default: best)")
+    parser.add_argument(
+        "--weights",
+        default="mean",
+        choices=["mean", "learned", "greedy"],
+        help="of the experts (default: mean); see below",
+    )
     parser.add_argument("--official", type=Path, metavar="FILE", help="also write the official .pth layout")
     args = parser.parse_args()
 
     from ewa3d import save_pretrained
     from ewa3d.engine.export import MergeError, describe_report, export_run
+    from ewa3d.engine.soup import describe_soup, export_soup
 
-    try:
-        model, report = export_run(args.run, args.checkpoint)
-    except MergeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    print("\n".join(describe_report(report)))
-    print(f"plain model: {args.run / 'export'}")
+    if args.weights == "mean":
+        try:
+            model, report = export_run(args.run, args.checkpoint)
+        except MergeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        print("\n".join(describe_report(report)))
+        print(f"plain model: {args.run / 'export'}")
+    else:
+        model, report = export_soup(args.run, args.weights, args.checkpoint)
+        print("\n".join(describe_soup(report)))
+        print(f"plain model: {args.run / f'export_{args.weights}'}")
     if args.official:
         print(f"official layout: {save_pretrained(model, args.official, format='official')}")
 
