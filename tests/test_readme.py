@@ -35,6 +35,20 @@ def test_the_training_loop_and_the_merge(folder):
     torch.testing.assert_close(names["same"](points), names["model"].eval()(points), rtol=0, atol=1e-5)
 
 
+def test_weights_for_a_merge():
+    model = ewa3d.create_model("point_mae_tiny", num_classes=3, embed_dim=24, depth=2, num_heads=2)
+    ewa3d.upcycle(model, 2, init="independent")
+
+    def loss(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    names = {"ewa3d": ewa3d, "model": model, "loss": loss}
+    names["batches"] = [(torch.rand(2, 64, 3), torch.tensor([0, 2]))]
+    exec(block("learn_weights"), names)
+    assert names["better"].state_dict().keys() == ewa3d.merge(model).state_dict().keys()
+    assert list(names["weights"]) == ["blocks.1.mlp"] and names["weights"]["blocks.1.mlp"][0] != 0.5
+
+
 def test_official_weights(folder, capsys):
     ewa3d.save_pretrained(ewa3d.create_model("point_mae_small"), folder / "modelnet_1k.pth", format="official")
     exec(block("load_pretrained"), {"ewa3d": ewa3d})
