@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 
 from ..data import IDENTITY, Clouds
 from ..errors import Ewa3dError
-from ..ewa import expert_layers, merge
+from ..ewa import expert_layers, is_routed, merge
 from ..models import PointTransformer, from_pretrained
 from .batches import run_batches
 from .build import eval_loader, make_accelerator, open_split, output_sizes, place, restore_model
 from .config import Config, load_config
 from .probe import describe_probe, probe_model
-from .run import load_run_config
+from .run import ROUTED, load_run_config
 from .tasks import Batch, Classification, Task, make_task, score_line
 
 
@@ -111,7 +111,7 @@ class Evaluation(NamedTuple):
 def open_evaluation(
     folder: Path, overrides: Sequence[str] = (), *, model: PointTransformer | None = None
 ) -> Evaluation:
-    """Load the plain model of a run or an export, and the split ``eval.split`` of its dataset.
+    """Load the model of a run or an export, and the split ``eval.split`` of its dataset.
 
     Args:
         folder: of the run or the export.
@@ -142,7 +142,7 @@ def open_evaluation(
 def evaluate_folder(
     folder: Path, overrides: Sequence[str] = (), plots: Path | None = None
 ) -> tuple[dict[str, Any], str]:
-    """Score the plain model of a run or an export on its dataset: what ``tools/evaluate.py`` does.
+    """Score the model of a run or an export on its dataset: what ``tools/evaluate.py`` does.
 
     Args:
         folder: of the run or the export.
@@ -196,16 +196,18 @@ def _check_labels(model: PointTransformer, labels: dict[str, Any], folder: Path,
 
 
 def load_model(folder: Path) -> PointTransformer:
-    """The plain model of an export folder, of a run's ``export/``, or merged from a run's best checkpoint; eval mode.
+    """The model of an export folder or of a run: as it was exported, or from its best checkpoint; in eval mode.
+
+    It is plain, but for a run with a learned router: there it is what was trained and validated, router and all.
 
     Raises:
         Ewa3dError: nothing of the kind is in ``folder``.
     """
-    for export in (folder, folder / "export"):
+    for export in (folder, folder / ROUTED, folder / "export"):
         if (export / "config.json").is_file():
             return from_pretrained(export)
     model = restore_model(folder, load_run_config(folder))
-    return (merge(model) if expert_layers(model) else model).eval()
+    return (merge(model) if expert_layers(model) and not is_routed(model) else model).eval()
 
 
 def describe_evaluation(scores: dict[str, Any], what: str) -> str:

@@ -17,10 +17,9 @@ from .batches import run_batches
 from .build import eval_loader, make_accelerator, open_split, place, restore_model
 from .checkpoint import require_checkpoint
 from .evaluate import tally_model
-from .run import load_run_config
+from .run import ROUTED, load_run_config
 from .tasks import Batch, Task, describe_scores, make_task
 
-ROUTED = "export_routed"  # the folder beside export/ for a run with a learned router
 TOLERANCE = 1e-4  # of a logit or a coordinate, between the experts in eval mode and the merged model, in fp32
 
 

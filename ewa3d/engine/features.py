@@ -14,7 +14,7 @@ from .probe import pooled_features
 def draw_features(
     folder: Path, path: Path, method: Literal["pca", "tsne"] = "pca", overrides: Sequence[str] = ()
 ) -> str:
-    """Draw a map of the pooled features of a run's or an export's plain model on the split ``eval.split``.
+    """Draw a map of the pooled features of a run's or an export's model on the split ``eval.split``.
 
     Args:
         folder: of the run or the export.

@@ -16,6 +16,8 @@ from ..errors import Ewa3dError
 from ..files import write_atomically
 from .config import Config, load_config, to_yaml
 
+ROUTED = "export_routed"  # beside export/, the model with its router where a run has one
+
 # may differ between a run and its continuation
 _FREE = ("run.", "train.device", "train.cuda_graph", "train.num_workers", "eval.", "data.root")
 

@@ -8,7 +8,7 @@ import torch
 
 import ewa3d
 from ewa3d.engine.config import load_config
-from ewa3d.engine.evaluate import evaluate_folder
+from ewa3d.engine.evaluate import evaluate_folder, load_model
 from ewa3d.engine.export import export_run
 from ewa3d.engine.train import train
 from ewa3d.ewa import expert_layers, is_routed
@@ -27,6 +27,7 @@ def test_a_routed_run_exports_and_scores_both_models(tiny_config):
     for model, protocol in ((plain, "single"), (routed, "single_routed")):
         found, _ = evaluate_folder(folder / ("export_routed" if model is routed else "export"))
         assert found["single"]["oa"] == result[f"{protocol}_oa"]
+    assert is_routed(load_model(folder)), "what was trained and validated"
     report = json.loads((folder / "export" / "merge_report.json").read_text())
     assert report["max_logit_difference"] > 0, "merging a routed model changes it, and the report says by how much"
     points = torch.rand(2, 64, 3)
