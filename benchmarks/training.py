@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from ewa3d.data import PointClouds
 from ewa3d.data.transforms import sample_random, scale_and_shift
 from ewa3d.engine.build import make_accelerator, open_split, train_loader
-from ewa3d.engine.config import Config, load_config
+from ewa3d.engine.config import load_config
+from ewa3d.engine.schema import Config
 from ewa3d.engine.train import Session, start_session
 from ewa3d.errors import Ewa3dError
 from ewa3d.progress import track

@@ -20,8 +20,8 @@ from ..errors import Ewa3dError
 from ..ewa import expert_layers, upcycle
 from ..models import PointTransformer, create_model, load_pretrained
 from .checkpoint import load_weights, read_state, require_checkpoint
-from .config import Config, TrainConfig
 from .cpu import tune_process, use_plain_attention
+from .schema import Config, TrainConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 _ROUTINGS = {"random": "EWA", "topk": "mixture of experts", "fused": "ExFusion"}  # for people

@@ -31,9 +31,9 @@ from ..files import write_atomically
 from .batches import run_batches
 from .build import eval_loader, open_split, restore_model, train_loader
 from .checkpoint import require_checkpoint
-from .config import Config
 from .evaluate import Evaluation, describe_data, make_folder, open_evaluation, tally_model
 from .run import load_run_config, read_rows
+from .schema import Config
 from .tasks import Batch, describe_scores
 
 PLACES = 9  # on a line between two experts, its ends included

@@ -15,8 +15,8 @@ from ..data import FEW_SHOT
 from ..data.fewshot import NUM_FOLDS
 from ..errors import Ewa3dError
 from ..files import write_atomically
-from .config import Config
 from .run import check_same, load_run_config, read_rows
+from .schema import Config
 from .train import train
 
 

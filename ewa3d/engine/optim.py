@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..ewa import expert_layers
-from .config import Config, EmaConfig
+from .schema import Config, EmaConfig
 
 
 def decay_groups(

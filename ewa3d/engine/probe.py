@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from ..models import PointTransformer, create_model
 from .batches import run_batches
 from .build import eval_loader, open_split, place
-from .config import Config
 from .metrics import label_scores
+from .schema import Config
 from .tasks import Batch, Task
 
 C = 0.01  # of the SVM, the field's usual one

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..errors import Ewa3dError
 from ..ewa import aux_loss
-from .config import Config
+from .schema import Config
 
 Inputs = tuple[Tensor, ...]
 Step = Callable[[Inputs, Tensor], tuple[Tensor, Tensor]]

@@ -22,9 +22,9 @@ from ..data.transforms import (
 from ..ops import chamfer_distance, gather_points
 from ..ops.chamfer import Norm
 from ..viz.plots import category_bars, confusion_matrix
-from .config import Config
 from .metrics import classification_scores, confusion_counts, part_counts, predict_parts, segmentation_scores
 from .predict import segment_points
+from .schema import Config
 
 _NAMES = {"chamfer_l1": "Chamfer-L1", "chamfer_l2": "Chamfer-L2"}
 

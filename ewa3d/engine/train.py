@@ -23,12 +23,12 @@ from ..models import PointTransformer, from_pretrained
 from ..progress import track
 from . import checkpoint as ckpt
 from .build import build_model, eval_loader, make_accelerator, open_split, place, train_loader
-from .config import Config
 from .evaluate import draw_scores, evaluate, tally_model
 from .export import export_run
 from .optim import decay_groups, make_ema, make_scheduler
 from .probe import describe_probe
 from .run import ROUTED, Run
+from .schema import Config
 from .step import Step, check_graph, make_step
 from .tasks import Task, describe_scores, make_task, score_line
 

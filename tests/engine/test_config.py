@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ewa3d import Ewa3dError
-from ewa3d.engine.config import GROUPS, Config, describe_keys, load_config, to_yaml
+from ewa3d.engine.config import describe_keys, load_config, to_yaml
+from ewa3d.engine.schema import GROUPS, Config
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

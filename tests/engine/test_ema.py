@@ -13,10 +13,10 @@ from ewa3d.data.shapes import PARTS
 from ewa3d.engine import train as engine
 from ewa3d.engine.build import build_model, restore_model
 from ewa3d.engine.checkpoint import find_checkpoint
-from ewa3d.engine.config import EmaConfig
 from ewa3d.engine.evaluate import evaluate_folder
 from ewa3d.engine.export import export_run
 from ewa3d.engine.optim import make_ema
+from ewa3d.engine.schema import EmaConfig
 from ewa3d.engine.train import train
 
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2, "num_groups": 8, "group_size": 4}
