@@ -18,9 +18,10 @@ from ..ewa import expert_layers, is_routed, merge
 from ..models import PointTransformer, from_pretrained
 from .batches import run_batches
 from .build import eval_loader, make_accelerator, open_split, output_sizes, place, restore_model
-from .config import Config, load_config
+from .config import load_config
 from .probe import describe_probe, probe_model
 from .run import ROUTED, load_run_config
+from .schema import Config
 from .tasks import Batch, Classification, Task, make_task, score_line
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from ..errors import Ewa3dError
 from ..files import write_atomically
-from .config import Config, load_config, to_yaml
+from .config import load_config, to_yaml
+from .schema import Config
 
 ROUTED = "export_routed"  # beside export/, the model with its router where a run has one
 

@@ -21,8 +21,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..errors import Ewa3dError, first_line
 from ..files import write_atomically
-from .config import Config, load_config
+from .config import load_config
 from .run import check_same, load_run_config, read_rows
+from .schema import Config
 from .tasks import Classification, PartSegmentation, Pretraining
 
 _NAME = re.compile(r"\w[\w.-]*")  # of a task or an arm: it becomes a folder
