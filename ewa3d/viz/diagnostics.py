@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .plots import _COLORS, _DPI
+from .plots import COLORS, DPI
 
 _SCORES = {
     "oa": ("overall accuracy, %", 1),
@@ -42,15 +42,15 @@ def diagnostics_figure(found: Mapping[str, Any], path: Path, title: str = "") ->
     if found.get("training"):
         _draw_training(axes["training"], found["training"])
     figure.suptitle(textwrap.fill(title, 120), fontsize=12)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def _draw_scores(axis: Any, found: Mapping[str, Any]) -> None:
     label, unit = _SCORES[found["score"]]
     values = [unit * scores[found["score"]] for scores in (*found["alone"], found["merged"])]
     names = [f"expert {i}" for i in range(len(found["alone"]))] + ["merged"]
-    colors = [_COLORS[0]] * len(found["alone"]) + [_COLORS[1]]
-    axis.axvline(values[-1], color=_COLORS[1], linestyle="--", linewidth=1)
+    colors = [COLORS[0]] * len(found["alone"]) + [COLORS[1]]
+    axis.axvline(values[-1], color=COLORS[1], linestyle="--", linewidth=1)
     axis.scatter(values, range(len(names)), color=colors, s=50, zorder=3)
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # where a value meets the line
     for place, value in enumerate(values):
@@ -72,12 +72,12 @@ def _draw_losses(axis: Any, lines: Mapping[str, Any]) -> None:
     for number, pair in enumerate(pairs):
         look: dict[str, Any] = {"label": f"{pair['i']} to {pair['j']}", "marker": "."}
         if len(pairs) <= 10:
-            look |= {"color": _COLORS[number % 6], "linestyle": "-" if number < 6 else "--"}  # black is the merged one
+            look |= {"color": COLORS[number % 6], "linestyle": "-" if number < 6 else "--"}  # black is the merged one
         elif pair is not worst:
             named = number == (1 if pairs[0] is worst else 0)  # one of them, for the legend
-            look = {"color": _COLORS[0], "alpha": 0.4, "linewidth": 1, "label": "two experts" if named else None}
+            look = {"color": COLORS[0], "alpha": 0.4, "linewidth": 1, "label": "two experts" if named else None}
         else:
-            look |= {"color": _COLORS[1], "zorder": 3}
+            look |= {"color": COLORS[1], "zorder": 3}
         axis.plot(lines["t"], pair["loss"], **look)
     axis.axhline(lines["merged"], color="black", linestyle="--", linewidth=1, label="merged")
     axis.set_ylim(_limits([lines["merged"], *(loss for pair in pairs for loss in pair["loss"])]))
@@ -109,8 +109,8 @@ def _draw_distances(axis: Any, layers: Mapping[str, Mapping[str, Any]]) -> None:
 def _draw_gradients(axis: Any, gradients: Mapping[str, Any]) -> None:
     names = list(gradients["layers"])
     for place, cosines in enumerate(gradients["layers"].values()):
-        axis.scatter([place] * len(cosines), cosines, color=_COLORS[0], s=12, alpha=0.4, linewidths=0)
-        axis.plot([place - 0.25, place + 0.25], [np.mean(cosines)] * 2, color=_COLORS[1], linewidth=2)
+        axis.scatter([place] * len(cosines), cosines, color=COLORS[0], s=12, alpha=0.4, linewidths=0)
+        axis.plot([place - 0.25, place + 0.25], [np.mean(cosines)] * 2, color=COLORS[1], linewidth=2)
     lowest = min(cosine for cosines in gradients["layers"].values() for cosine in cosines)
     axis.set_ylim(min(-0.05, lowest - 0.05), 1.05)
     axis.set_xlim(-0.6, len(names) - 0.4)

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import Ewa3dError
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart (2008), without its yellow: too pale on white
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DPI = 110
+DPI = 110
 
 
 def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -49,7 +49,7 @@ def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         styles["expert_distance"] = {"color": "black", "linestyle": "--"}
     figure = Figure(figsize=(4 * len(panels), 3.2), layout="constrained")
     for axis, (title, curves) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        axis.set_prop_cycle(color=_COLORS)
+        axis.set_prop_cycle(color=COLORS)
         for key, label in curves.items():
             points = [(row["epoch"], row[key]) for row in epochs if key in row]
             if points:
@@ -62,7 +62,7 @@ def training_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axis.set_yscale("log")  # it falls by orders of magnitude
         if len(axis.lines) > 1:
             axis.legend(fontsize=8 if len(axis.lines) < 8 else 6)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def confusion_matrix(matrix: ArrayLike, names: Sequence[str], path: Path, title: str = "") -> None:
@@ -113,7 +113,7 @@ def confusion_matrix(matrix: ArrayLike, names: Sequence[str], path: Path, title:
             text, color = f"{100 * share[row, column]:.0f}", "white" if dark else "black"
             axis.text(column, row, text, ha="center", va="center", fontsize=min(11, 0.38 * cell), color=color)
     _entitle(axis, title, side)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
 def category_bars(
@@ -133,11 +133,11 @@ def category_bars(
     mean = sum(scores.values()) / len(scores)
     figure = Figure(figsize=(7, 0.26 * len(scores) + 1.4), layout="constrained")
     axis = figure.subplots()
-    bars = axis.barh(range(len(scores)), list(scores.values()), height=0.72, color=_COLORS[0])
+    bars = axis.barh(range(len(scores)), list(scores.values()), height=0.72, color=COLORS[0])
     axis.set_yticks(range(len(scores)), list(scores))
     axis.set_ylim(len(scores) - 0.4, -0.6)
-    axis.axvline(mean, color=_COLORS[1], linestyle="--", linewidth=1.2)
-    axis.text(mean, -0.7, f"mean {mean:.1f}", color=_COLORS[1], ha="center", va="bottom", fontsize=9)
+    axis.axvline(mean, color=COLORS[1], linestyle="--", linewidth=1.2)
+    axis.text(mean, -0.7, f"mean {mean:.1f}", color=COLORS[1], ha="center", va="bottom", fontsize=9)
     paper = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # where a value meets the line of the mean
     axis.bar_label(bars, fmt="%.1f", padding=4, fontsize=9, bbox=paper, zorder=3)
     axis.set_xlim(0, limit or 1.12 * max(scores.values()))
@@ -145,7 +145,7 @@ def category_bars(
     axis.tick_params(axis="y", length=0)
     axis.spines[["top", "right"]].set_visible(False)
     _entitle(axis, title, 6, above=20)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
 def feature_map(
@@ -223,12 +223,12 @@ def feature_map(
             texts[label].remove()
         else:
             placed.append(box)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
 def _style(index: int) -> tuple[str, str]:
     """Colour and marker of a class: all different for 56 of them."""
-    return _COLORS[index % len(_COLORS)], _MARKERS[index // len(_COLORS) % len(_MARKERS)]
+    return COLORS[index % len(COLORS)], _MARKERS[index // len(COLORS) % len(_MARKERS)]
 
 
 def _project(features: NDArray[np.float64], method: str, seed: int) -> tuple[NDArray[np.float64], tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_DPI = 110
+DPI = 110
 _CELL = (0.36, 0.19)  # of a heat map, inches
 _WIDTH = 15.0  # of a picture, inches, where a panel does not need more
 _BARS = 0.8  # inches
@@ -72,7 +72,7 @@ def routing_maps(
     bar.ax.yaxis.set_major_formatter(_percent)
     if title:
         figure.suptitle(textwrap.fill(title, int(72 * figure_size[0] / (0.56 * 11))), fontsize=11)
-    figure.savefig(path, dpi=_DPI, bbox_inches="tight")
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")
 
 
 def class_order(tables: Sequence[NDArray[np.float64]]) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .plots import _COLORS, _DPI
+from .plots import COLORS, DPI
 
 
 class Interval(NamedTuple):
@@ -35,8 +35,8 @@ def draw_differences(panels: Mapping[str, Sequence[Interval]], baseline: str, pa
         axis.axvline(0, color="0.4", linewidth=1)
         for row, arm in enumerate(arms):
             if arm.bounds is not None:
-                axis.plot(arm.bounds, (row, row), color=_COLORS[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
-            axis.plot(arm.mean, row, "|", color=_COLORS[0], markersize=16, markeredgewidth=2.5)
+                axis.plot(arm.bounds, (row, row), color=COLORS[0], linewidth=5, alpha=0.35, solid_capstyle="butt")
+            axis.plot(arm.mean, row, "|", color=COLORS[0], markersize=16, markeredgewidth=2.5)
             axis.plot(arm.values, [row] * len(arm.values), "o", color="black", markersize=4, alpha=0.7, linewidth=0)
         axis.set_yticks(range(len(arms)), [arm.name for arm in arms])
         axis.set_ylim(len(arms) - 0.5, -0.5)
@@ -45,4 +45,4 @@ def draw_differences(panels: Mapping[str, Sequence[Interval]], baseline: str, pa
         axis.grid(axis="x", alpha=0.3)
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[-1].set_xlabel(f"difference to {baseline}: dots are seeds, bars the mean's 95 % intervals")
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)

@@ -119,7 +119,7 @@ def test_the_picture_has_every_seed_the_interval_and_zero_in_its_place(tmp_path)
     arms = [Interval("better", [1.0, 3.0], 2.0, (0.5, 3.5)), Interval("one seed", [-2.0], -2.0, None)]
     draw_differences({"a task": arms}, "dense", tmp_path / "report.png")
     picture = imread(tmp_path / "report.png")[..., :3]
-    bar = 0.35 * np.asarray(to_rgb(plots._COLORS[0])) + 0.65
+    bar = 0.35 * np.asarray(to_rgb(plots.COLORS[0])) + 0.65
     y, x = np.nonzero((np.abs(picture - bar) < 0.02).all(axis=-1))
     low, high, row = x.min(), x.max(), int(np.median(y))
     unit = (high - low) / 3

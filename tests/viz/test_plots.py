@@ -13,7 +13,7 @@ from ewa3d import Ewa3dError
 from ewa3d.viz import plots
 from ewa3d.viz.plots import category_bars, confusion_matrix, feature_map, training_curves
 
-BLUE, ORANGE, GREEN = map(to_rgb, plots._COLORS[:3])
+BLUE, ORANGE, GREEN = map(to_rgb, plots.COLORS[:3])
 HIT = colormaps["Blues"](1.0)[:3]  # a class that is always right
 
 
