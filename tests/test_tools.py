@@ -29,11 +29,12 @@ def test_train_evaluate_merge(tmp_path, tiny_run):
     score = next(line for line in trained.stdout.splitlines() if line.startswith("test split, single"))
     assert score in evaluated.stdout and "test split, vote2" in evaluated.stdout
 
-    merged = run("merge", "here", "--official", "model.pth", cwd=tmp_path)
+    merged = run("merge", "here", "--official", "model.pth", "--onnx", "model.onnx", "--pt2", "model.pt2", cwd=tmp_path)
     assert merged.returncode == 0, merged.stderr
     before, after = (line.split(": ")[1] for line in merged.stdout.splitlines() if " the merge (" in line)
     assert before == after
-    assert (tmp_path / "model.pth").is_file() and "here/export" in merged.stdout
+    assert all((tmp_path / f"model.{suffix}").is_file() for suffix in ("pth", "onnx", "pt2"))
+    assert "here/export" in merged.stdout
 
 
 def test_part_segmentation_from_training_to_the_merged_model_s_scores(tmp_path, tiny_run):

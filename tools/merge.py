@@ -9,6 +9,7 @@ EXAMPLES = """examples:
   python tools/merge.py runs/modelnet40_cpu                          the best epoch
   python tools/merge.py runs/modelnet40_cpu --checkpoint last        the last one
   python tools/merge.py runs/modelnet40_cpu --official model.pth     also as a file for the official code
+  python tools/merge.py runs/modelnet40_cpu --onnx model.onnx        also for ONNX runtimes
   python tools/merge.py runs/modelnet40_cpu --weights learned        not their mean; writes RUN/export_learned
 
 Exits with 1, and writes nothing, where the merged model's logits differ from the trained model's.
@@ -31,6 +32,10 @@ def main() -> None:
         help="of the experts (default: mean); see below",
     )
     parser.add_argument("--official", type=Path, metavar="FILE", help="also write the official .pth layout")
+    parser.add_argument(
+        "--onnx", type=Path, metavar="FILE", help="also write an ONNX graph, with sampling and grouping"
+    )
+    parser.add_argument("--pt2", type=Path, metavar="FILE", help="also write the graph for torch.export.load")
     args = parser.parse_args()
 
     from ewa3d import save_pretrained
@@ -49,8 +54,9 @@ def main() -> None:
         model, report = export_soup(args.run, args.weights, args.checkpoint)
         print("\n".join(describe_soup(report)))
         print(f"plain model: {args.run / f'export_{args.weights}'}")
-    if args.official:
-        print(f"official layout: {save_pretrained(model, args.official, format='official')}")
+    for format, what in (("official", "official layout"), ("onnx", "ONNX"), ("pt2", "torch.export")):
+        if file := getattr(args, format):
+            print(f"{what}: {save_pretrained(model, file, format=format)}")
 
 
 if __name__ == "__main__":

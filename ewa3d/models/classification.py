@@ -39,7 +39,7 @@ class PointClassifier(PointTransformer):
     def forward_features(self, points: Tensor) -> Tensor:
         """Normalised tokens ``(B, 1 + num_groups, C)``, the class token first."""
         tokens, centers = self.patch_embed(as_points(points))
-        batch = len(points)
+        batch = points.shape[0]
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1).to(tokens.dtype), tokens], dim=1)
         position = self.pos_embed(centers)
         position = torch.cat([self.cls_pos.expand(batch, -1, -1).to(position.dtype), position], dim=1)

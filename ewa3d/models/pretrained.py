@@ -21,11 +21,13 @@ from ..errors import Ewa3dError, first_line
 from ..ewa import RoutedExperts, expert_layers, upcycle
 from ..files import write_atomically
 from .backbone import PointTransformer
+from .graph import save_onnx, save_program
 from .official import from_official, is_official, to_official
 from .registry import create_model
 from .relatives import name_relative
 from .segmentation import PartSegmenter
 
+_SUFFIXES = {"official": ".pth", "onnx": ".onnx", "pt2": ".pt2"}  # of save_pretrained's single files
 _CONTAINERS = ("base_model", "model", "model_state_dict", "state_dict")
 
 # where a shape that differs means another architecture; elsewhere (a head for other classes) it is left fresh
@@ -166,9 +168,10 @@ def save_pretrained(
 
     Args:
         model: from `create_model` or `merge`; or with routed experts, which only ``ewa3d`` can hold.
-        path: a folder for ``ewa3d``; a file for ``official`` (``.pth`` is added where it has no suffix).
-        format: ``ewa3d`` (``model.safetensors`` and ``config.json``, which `from_pretrained` reads) or ``official``
-            (the ``.pth`` that the Point-MAE or Point-BERT code loads).
+        path: a folder for ``ewa3d``; else a file (its suffix is added where it has none).
+        format: ``ewa3d`` (``model.safetensors`` and ``config.json``, which `from_pretrained` reads), ``official``
+            (the ``.pth`` that the Point-MAE or Point-BERT code loads), or the model as a graph: ``onnx``, or ``pt2``
+            for ``torch.export.load``; see `export_program`.
         metadata: more for ``config.json`` (a run adds ``class_names`` and ``data``); `from_pretrained` gives it back as
             the model's ``metadata``.
 
@@ -195,9 +198,11 @@ def save_pretrained(
             config["experts"] = {"where": list(layers), **call}
         write_atomically(path / "config.json", json.dumps(config, indent=2) + "\n")
         return path
+    if format not in _SUFFIXES:
+        raise ValueError(f"unknown format {format!r}: choose one of ewa3d, {', '.join(_SUFFIXES)}")
+    path = path if path.suffix else path.with_suffix(_SUFFIXES[format])
+    path.parent.mkdir(parents=True, exist_ok=True)
     if format == "official":
-        path = path if path.suffix else path.with_suffix(".pth")
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         theirs = to_official(state)
         if isinstance(model, PartSegmenter):
@@ -205,8 +210,11 @@ def save_pretrained(
         else:
             torch.save({"base_model": theirs, "epoch": 0, "metrics": {}, "best_metrics": {}}, content)
         write_atomically(path, content.getvalue())
-        return path
-    raise ValueError(f"unknown format {format!r}: choose ewa3d or official")
+    elif format == "onnx":
+        save_onnx(model, path)
+    else:
+        save_program(model, path)
+    return path
 
 
 def from_pretrained(path: str | os.PathLike[str]) -> PointTransformer:

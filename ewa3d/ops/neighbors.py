@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import textbook
 from .kernels import kernels_for
 
 
@@ -39,6 +40,8 @@ def knn(queries: Tensor, points: Tensor, k: int) -> Tensor:
         raise ValueError(f"queries and points must be (B, M, 3) and (B, N, 3), got {shapes[0]} and {shapes[1]}")
     if not 1 <= k <= points.shape[1]:
         raise ValueError(f"k must be between 1 and the number of points ({points.shape[1]}), got {k}")
+    if torch.compiler.is_exporting():
+        return textbook.knn(queries, points, k)
     kernels = kernels_for(points.device)
     if kernels is not None and k <= kernels.MAX_NEIGHBORS and points.shape[1] <= kernels.MAX_POINTS:
         return kernels.knn(queries, points, k)

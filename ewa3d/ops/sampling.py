@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import textbook
 from .kernels import kernels_for
 
 
@@ -35,6 +36,8 @@ def farthest_point_sample(points: Tensor, num_samples: int, *, start: int = 0, m
     if not 0 <= start < count:
         raise ValueError(f"start must be an index below {count}, got {start}")
 
+    if torch.compiler.is_exporting():
+        return textbook.farthest_point_sample(points, num_samples, start, min_norm)
     kernels = kernels_for(points.device)
     if kernels is not None and count <= kernels.MAX_POINTS:
         return kernels.farthest_point_sample(points, num_samples, start, min_norm)
