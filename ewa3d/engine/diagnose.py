@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -34,6 +33,7 @@ from .checkpoint import require_checkpoint
 from .evaluate import Evaluation, describe_data, make_folder, open_evaluation, tally_model
 from .run import load_run_config, read_rows
 from .schema import Config
+from .step import training_loss
 from .tasks import Batch, describe_scores
 
 PLACES = 9  # on a line between two experts, its ends included
@@ -187,12 +187,7 @@ def training_gradients(opened: Evaluation) -> dict[str, Any]:
         torch.manual_seed(config.eval.seed)
         for _, batch in zip(range(BATCHES), loader, strict=False):
             inputs, truth = task.training_batch(batch)
-            output = model(*inputs)
-            if isinstance(output, Mapping):
-                loss = output["loss"]
-            else:
-                smoothing = config.optim.label_smoothing
-                loss = F.cross_entropy(output.flatten(0, -2), truth.flatten(), label_smoothing=smoothing)
+            loss, _ = training_loss(model(*inputs), truth, config.optim.label_smoothing)
             model.zero_grad()
             loss.backward()
             for name, cosine in gradient_agreement(model).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import Ewa3dError
-from ..ewa import aux_loss
+from ..ewa import aux_loss, is_routed
 from .schema import Config
 
 Inputs = tuple[Tensor, ...]
@@ -44,23 +45,28 @@ class TrainStep:
         self.bf16 = config.train.precision == "bf16"
         self.clip_grad = config.optim.clip_grad
         self.label_smoothing = config.optim.label_smoothing
+        self.routed = is_routed(model)
 
     def __call__(self, inputs: Inputs, truth: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model(*inputs)
-        if isinstance(output, Mapping):
-            loss, right = output["loss"], torch.zeros((), dtype=torch.long, device=truth.device)
-        else:
-            logits, truth = output.float().flatten(0, -2), truth.flatten()
-            loss = F.cross_entropy(logits, truth, label_smoothing=self.label_smoothing)
-            right = (logits.detach().argmax(dim=1) == truth).sum()
-        extra = aux_loss(self.model)
+        loss, right = training_loss(output, truth, self.label_smoothing)
+        extra = aux_loss(self.model) if self.routed else None
         self.accelerator.backward(loss if extra is None else loss + extra)
         if self.accelerator.sync_gradients and self.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach(), right
+
+
+def training_loss(output: Any, truth: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
+    """The loss ``()`` of a model's output in training and how many rows were right ``()``, int64: see `TrainStep`."""
+    if isinstance(output, Mapping):
+        return output["loss"], torch.zeros((), dtype=torch.long, device=truth.device)
+    logits, truth = output.float().flatten(0, -2), truth.flatten()
+    loss = F.cross_entropy(logits, truth, label_smoothing=label_smoothing)
+    return loss, (logits.detach().argmax(dim=1) == truth).sum()
 
 
 class GraphedStep:
