@@ -37,6 +37,20 @@ def test_a_routed_run_exports_and_scores_both_models(tiny_config):
     assert rates[:3] == [pytest.approx(0.3 * 3 / 4), 0.0, 0.0], "4 of 9 steps are averaged, and the experts are free"
 
 
+def test_the_routers_losses_are_trained_on_and_not_reported(tiny_config):
+    """One step a run, of the same batch with the same weights: the reported losses are one, and the routers differ."""
+    losses, routers = [], []
+    for balance in (0, 5):
+        options = ("ewa.routing=topk", f"ewa.router.balance={balance}", "train.epochs=1", "train.batch_size=52")
+        config = tiny_config(*options, "optim.warmup_epochs=0", dir=f"balance_{balance}")
+        train(config)
+        folder = Path(config.run.dir)
+        losses.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["train_loss"])
+        routers.append(ewa3d.from_pretrained(folder / "export_routed").blocks[0].mlp.router.weight)
+    assert losses[0] == losses[1]
+    assert not torch.equal(*routers)
+
+
 def test_a_routed_model_is_saved_as_ours_only(tiny_config, tmp_path):
     model = ewa3d.upcycle(
         ewa3d.create_model("point_mae_tiny", embed_dim=24, depth=2, num_heads=2), 3, every=1, routing="topk", top_k=2
