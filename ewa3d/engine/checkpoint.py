@@ -63,9 +63,9 @@ def save_checkpoint(
         write_atomically(temporary / "state.json", json.dumps({**state, "groups": groups}))
         shutil.rmtree(final, ignore_errors=True)  # a training that was killed before it could point `last` at it
         os.replace(temporary, final)
+        if best:  # before `last`, which resuming believes: killed in between, the epoch is trained and judged again
+            point_at(final, "best")
         point_at(final)
-        if best:
-            write_atomically(folder / "best", final.name + "\n")
     except OSError as why:
         shutil.rmtree(temporary, ignore_errors=True)
         good = next(iter(checkpoints(folder)), None)
@@ -75,9 +75,9 @@ def save_checkpoint(
     return final
 
 
-def point_at(checkpoint: Path) -> None:
-    """Make ``last`` name this checkpoint."""
-    write_atomically(checkpoint.parent / "last", checkpoint.name + "\n")
+def point_at(checkpoint: Path, name: str = "last") -> None:
+    """Make ``last`` or ``best`` name this checkpoint."""
+    write_atomically(checkpoint.parent / name, checkpoint.name + "\n")
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -185,6 +185,7 @@ def resume(session: Session, run: Run) -> Progress:
         return progress
     if faults:
         raise Ewa3dError(f"{run.dir}: no checkpoint can be used: run.overwrite=true begins anew ({faults[0]})")
+    run.forget_after(0)
     run.log(f"{run.dir} has no checkpoint yet: starting from the beginning")
     return Progress()
 

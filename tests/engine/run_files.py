@@ -1,6 +1,7 @@
 """What lies in a run's folder, for tests that compare runs."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def train_in_child(overrides: list[str]) -> None:
     """A training as a process of its own: the target of `multiprocessing.Process`."""
     from ewa3d.engine.train import train
 
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's processes, as the command line has it
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     torch.set_num_threads(1)
     train(load_config(overrides=overrides))

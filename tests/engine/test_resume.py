@@ -17,6 +17,7 @@ from run_files import assert_same_end, rows_of, state_of
 from timm.scheduler import CosineLRScheduler
 
 import ewa3d
+from ewa3d.engine import checkpoint
 from ewa3d.engine.config import load_config
 from ewa3d.engine.train import train
 from ewa3d.errors import Interrupted
@@ -121,25 +122,25 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 
 
-def foreign_model(checkpoint: Path) -> None:
+def foreign_model(saved: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({"weight": torch.zeros(3)}, checkpoint / "model.safetensors")
+    save_file({"weight": torch.zeros(3)}, saved / "model.safetensors")
 
 
-def foreign_optimizer(checkpoint: Path) -> None:
+def foreign_optimizer(saved: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    tensors = load_file(checkpoint / "optimizer.safetensors")
+    tensors = load_file(saved / "optimizer.safetensors")
     tensors["0.exp_avg"] = torch.zeros(3)
-    save_file(tensors, checkpoint / "optimizer.safetensors")
+    save_file(tensors, saved / "optimizer.safetensors")
 
 
 def without(key: str):
-    def damage(checkpoint: Path) -> None:
-        state = json.loads((checkpoint / "state.json").read_text())
+    def damage(saved: Path) -> None:
+        state = json.loads((saved / "state.json").read_text())
         del state[key]
-        (checkpoint / "state.json").write_text(json.dumps(state))
+        (saved / "state.json").write_text(json.dumps(state))
 
     return damage
 
@@ -172,8 +173,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(finished, t
 
 def test_where_no_checkpoint_can_be_used_the_first_fault_is_told(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
-    for checkpoint in (folder / "checkpoints").glob("step-*"):
-        truncate(checkpoint / "model.safetensors")
+    for saved in (folder / "checkpoints").glob("step-*"):
+        truncate(saved / "model.safetensors")
     with pytest.raises(ewa3d.Ewa3dError, match=r"no checkpoint can be used.*step-9/model\.safetensors is damaged"):
         train(load_config(folder / "config.yaml", ["run.resume=true"]))
     assert len(list((folder / "checkpoints").glob("step-*"))) >= 2, "nothing is deleted"
@@ -194,10 +195,38 @@ def test_a_row_that_a_kill_has_cut_is_written_again(finished, tmp_path):
     assert_same_end(finished, folder)
 
 
+def test_rows_from_before_the_first_checkpoint_are_written_again(finished, tmp_path):
+    """A kill between an epoch's row and its checkpoint."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    train(load_config(folder / "config.yaml", [f"run.dir={folder}", "run.resume=true"]))
+    assert_same_end(finished, folder)
+
+
+def test_a_kill_between_the_two_pointers_costs_nothing(finished, tmp_path, monkeypatch):
+    """The first epoch is the best: there is no older one that `best` could name."""
+
+    class Killed(BaseException):
+        pass
+
+    original, config = checkpoint.point_at, finished / "config.yaml"
+
+    def once(saved: Path, name: str = "last") -> None:
+        original(saved, name)
+        monkeypatch.setattr(checkpoint, "point_at", original)
+        raise Killed
+
+    monkeypatch.setattr(checkpoint, "point_at", once)
+    with pytest.raises(Killed):
+        train(load_config(config, [f"run.dir={tmp_path / 'run'}"]))
+    train(load_config(config, [f"run.dir={tmp_path / 'run'}", "run.resume=true"]))
+    assert_same_end(finished, tmp_path / "run")
+
+
 def test_half_a_checkpoint_is_cleared_away(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
-    for checkpoint in ("step-9", "step-6"):
-        shutil.copytree(folder / "checkpoints" / checkpoint, folder / "checkpoints" / f".{checkpoint}.tmp")
+    for name in ("step-9", "step-6"):
+        shutil.copytree(folder / "checkpoints" / name, folder / "checkpoints" / f".{name}.tmp")
     (folder / "checkpoints" / "last").write_text("step-6\n")
     train(load_config(folder / "config.yaml", ["run.resume=true"]))
     assert not list((folder / "checkpoints").glob(".*"))
