@@ -142,6 +142,8 @@ def _find(folder: Path) -> tuple[list[Inventory], list[str]]:
         except Ewa3dError as error:
             if any(folder.match(name) for name in names):
                 faults.append(str(error))
+        except OSError as why:
+            return [], [f"{folder}: cannot be read ({why.strerror or why}): check its rights"]
     return [], faults
 
 
