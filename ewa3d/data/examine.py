@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import Ewa3dError
 from ..progress import track
-from .inventory import GET_IT, Inventory, read_head
+from .inventory import GET_IT, Inventory
 from .reading import Stored
 from .text_clouds import Flat
 
@@ -30,10 +30,8 @@ def check_files(inventory: Inventory) -> Iterator[str]:
         try:
             if not path.stat().st_size:
                 yield f"{path}: an empty file: get it again ({GET_IT})"
-            elif path.suffix == ".h5":
-                read_head(path)
-        except Ewa3dError as error:
-            yield str(error)
+            elif isinstance(wrong := inventory.heads.get(path), str):
+                yield wrong
         except FileNotFoundError:
             missing.setdefault(path.parent, []).append(path)
         except OSError as why:

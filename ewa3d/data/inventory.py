@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -54,21 +55,29 @@ class Inventory:
         except Ewa3dError as error:
             self.faults.append(str(error))
 
+    @cached_property
+    def heads(self) -> dict[Path, int | str]:
+        """How many clouds each HDF5 file says it holds, or what is wrong with it; without those missing."""
+        listed = dict.fromkeys(path for paths in self.files.values() for path in paths)
+        heads: dict[Path, int | str] = {}
+        for path in (path for path in listed if path.suffix == ".h5" and path.exists()):
+            try:
+                heads[path] = read_head(path)
+            except Ewa3dError as error:
+                heads[path] = str(error)
+        return heads
+
     def count(self) -> dict[str, int | None]:
         """Clouds by split, from the lists and the heads of HDF5 files, whether or not the other files are there.
 
         ``None`` where a file would have to be read. HDF5 files that are missing or broken do not count.
         """
-        return {split: _total(map(_count, paths)) for split, paths in self.files.items()}
+        return {split: _total(map(self._count, paths)) for split, paths in self.files.items()}
 
-
-def _count(path: Path) -> int | None:
-    if path.suffix != ".h5":
-        return None if path.suffix == ".dat" else 1
-    try:
-        return read_head(path)
-    except (Ewa3dError, FileNotFoundError):
-        return 0
+    def _count(self, path: Path) -> int | None:
+        if path.suffix != ".h5":
+            return None if path.suffix == ".dat" else 1
+        return head if isinstance(head := self.heads.get(path), int) else 0
 
 
 def _total(counts: Iterable[int | None]) -> int | None:
@@ -81,13 +90,10 @@ def read_head(path: Path) -> int:
 
     Raises:
         Ewa3dError: it is not whole, or lacks ``data (n, points, 3)`` or ``label (n, 1)``.
-        FileNotFoundError: there is none.
     """
     try:
         with h5py.File(path, "r") as file:
             data, label = (getattr(file.get(name), "shape", None) for name in ("data", "label"))
-    except FileNotFoundError:
-        raise
     except (OSError, RuntimeError, KeyError, ValueError) as why:
         detail = " ".join(str(why).split())
         raise Ewa3dError(f"{path}: not a whole HDF5 file ({detail}): get the file again ({GET_IT})") from None
