@@ -14,18 +14,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import Ewa3dError, first_line
 from ..files import write_atomically
+from . import hdf5
 from .cloud import Cloud, as_labels, as_points, load_rows, text_lines
 from .pcd import read_pcd
 from .ply import read_off, read_ply
 
 _ARRAYS = ("points", "data", "xyz")  # what files of several arrays call the points
-_MOST_DEFLATED = 1032  # bytes that one byte of deflate can stand for
 
 
 def read_cloud(path: str | Path, *, mesh_points: int = 10_000, seed: int = 0) -> Cloud:
@@ -151,7 +150,7 @@ def _read_npy(path: Path) -> Cloud:
 def _read_npz(path: Path) -> Cloud:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        most = _MOST_DEFLATED * path.stat().st_size
+        most = hdf5.MOST_DEFLATED * path.stat().st_size
         names = [name for name in _ARRAYS if name in members] or (list(members) if len(members) == 1 else [])
         if not names:
             raise ValueError(f"its arrays are {', '.join(members) or 'none'}; the points should be {_ARRAYS[0]!r}")
@@ -181,19 +180,20 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> 
 
 
 def _read_h5(path: Path, row: int | None = None) -> Cloud:
-    with h5py.File(path, "r") as file:
-        found = [(name, file[name]) for name in _ARRAYS if isinstance(file.get(name), h5py.Dataset)]
+    with hdf5.Reader() as reader:
+        found = [(name, item) for name, item in reader.open(path, _ARRAYS).items() if item is not None]
         if not found:
             raise ValueError(f"it has no dataset {' or '.join(map(repr, _ARRAYS))}")
         name, item = found[0]
-        _check_size(item.shape or (), item.dtype, _MOST_DEFLATED * item.id.get_storage_size())
-        if item.ndim != 3:
+        if item.kind not in "iuf" or item.shape is None:
+            raise ValueError(f"{name} is {item.type} {item.shape}, not numbers (N, 3)")
+        if len(item.shape) != 3:
             if row is not None:
                 raise ValueError("it holds a single cloud, without a row")
-            return Cloud(as_points(item, name))
-        if not (row or 0) < len(item):
-            raise ValueError(f"row {row or 0} of {len(item)} clouds, which count from 0")
-        return Cloud(as_points(item[row or 0], name), siblings=len(item))
+            return Cloud(as_points(reader.read(name, item, np.float64), name))
+        if not (row or 0) < item.shape[0]:
+            raise ValueError(f"row {row or 0} of {item.shape[0]} clouds, which count from 0")
+        return Cloud(as_points(reader.read(name, item, np.float64, row or 0), name), siblings=item.shape[0])
 
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype, most: int) -> None:

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Ewa3dError
+from . import hdf5
 from .text_clouds import Flat
 
 SPLITS = ("train", "val", "trainval", "test")
@@ -125,33 +125,36 @@ def read_h5(paths: Sequence[Path], get_it: str, *, normals: bool = False, parts:
     Raises:
         Ewa3dError: a file that is not whole, or a dataset that is missing or of another shape or type.
     """
-    return Stored.join([_read_one(path, get_it, normals, parts) for path in paths])
+    with hdf5.Reader() as reader:
+        return Stored.join([_read_one(reader, path, get_it, normals, parts) for path in paths])
 
 
-def _read_one(path: Path, get_it: str, normals: bool, parts: bool) -> Stored:
-    def read(file: h5py.File, name: str, kinds: str, fits: Callable[[tuple[int, ...]], bool], want: str) -> np.ndarray:
-        item = file.get(name)
-        if not isinstance(item, h5py.Dataset):
+def _read_one(reader: hdf5.Reader, path: Path, get_it: str, normals: bool, parts: bool) -> Stored:
+    found: dict[str, hdf5.Described | None] = {}
+
+    def read(name: str, kinds: str, fits: Callable[[tuple[int, ...]], bool], want: str) -> np.ndarray:
+        item = found.get(name)
+        if item is None:
             raise Ewa3dError(f"{path}: has no dataset {name!r}: get the file again ({get_it})")
-        if item.dtype.kind not in kinds or item.shape is None or not fits(item.shape):
+        if item.kind not in kinds or item.shape is None or not fits(item.shape):
             raise Ewa3dError(
-                f"{path}: dataset {name!r} is {item.dtype} {item.shape}, and should be {want}: get the file again "
+                f"{path}: dataset {name!r} is {item.type} {item.shape}, and should be {want}: get the file again "
                 f"({get_it})"
             )
-        return item.astype(np.float32 if "f" in kinds else np.int64)[()]
+        return reader.read(name, item, np.float32 if "f" in kinds else np.int64)
 
     normal = part = None
     try:
-        with h5py.File(path, "r") as file:
-            data = read(file, "data", "fiu", lambda shape: len(shape) == 3 and shape[2] == 3, "numbers (n, points, 3)")
-            n, size, _ = data.shape
-            label = read(file, "label", "iu", lambda shape: shape in ((n,), (n, 1)), f"integers ({n}, 1)")
-            if parts:
-                part = read(file, "pid", "iu", lambda shape: shape == (n, size), f"integers {(n, size)}").reshape(-1)
-            if normals and "normal" in file:
-                normal = read(file, "normal", "fiu", lambda shape: shape == data.shape, f"numbers {data.shape}")
-                normal = normal.reshape(-1, 3)
-    except (OSError, RuntimeError, KeyError, ValueError) as why:
+        found |= reader.open(path, ["data", "label", *["pid"] * parts, *["normal"] * normals])
+        data = read("data", "fiu", lambda shape: len(shape) == 3 and shape[2] == 3, "numbers (n, points, 3)")
+        n, size, _ = data.shape
+        label = read("label", "iu", lambda shape: shape in ((n,), (n, 1)), f"integers ({n}, 1)")
+        if parts:
+            part = read("pid", "iu", lambda shape: shape == (n, size), f"integers {(n, size)}").reshape(-1)
+        if "normal" in found:
+            normal = read("normal", "fiu", lambda shape: shape == data.shape, f"numbers {data.shape}")
+            normal = normal.reshape(-1, 3)
+    except (OSError, ValueError) as why:
         detail = " ".join(str(why).split())
         raise Ewa3dError(f"{path}: not a whole HDF5 file ({detail}): get the file again ({get_it})") from None
     clouds = Flat(data.reshape(-1, 3), np.full(n, size, dtype=np.int64), normal, part)
