@@ -134,7 +134,7 @@ def _fingerprint(folder: Path, files: Sequence[str]) -> str:
 def _read_cache(path: Path, fingerprint: str, normals: bool, parts: bool) -> Flat | None:
     """What the cache file holds, or ``None`` where it is absent, of other files, or damaged."""
     try:
-        # read here and not by `hdf5.Reader`, as data is: we wrote it, into the user's own folder, and checksums guard it
+        # read here and not by `hdf5.Reader`, as data is: we wrote it, to the user's own folder, with checksums
         with h5py.File(path, "r") as file:
             if file.attrs.get("fingerprint") != fingerprint:
                 return None
