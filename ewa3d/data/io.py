@@ -5,6 +5,7 @@ Every reader checks what a file claims against the bytes that it has before it a
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 import zipfile
@@ -24,6 +25,7 @@ from .cloud import Cloud, as_labels, as_points, load_rows, text_lines
 from .pcd import read_pcd
 from .ply import read_off, read_ply
 
+_LONGEST_HEADER = 1 << 16  # bytes before an array
 _ARRAYS = ("points", "data", "xyz")  # what files of several arrays call the points
 
 
@@ -169,11 +171,12 @@ def _read_npz(path: Path) -> Cloud:
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> np.ndarray:
     """An array of an ``.npz``, of at most ``most`` bytes."""
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
+        start = io.BytesIO(file.read(_LONGEST_HEADER))  # a header says how long it is, and would be read whole
+        version = np.lib.format.read_magic(start)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in header:
             raise ValueError(f"{info.filename} is of NumPy's format {version}")
-        shape, _, dtype = header[version](file)
+        shape, _, dtype = header[version](start)
     _check_size(shape, dtype, min(info.file_size, most))
     with archive.open(info) as file:
         return np.lib.format.read_array(file, allow_pickle=False)

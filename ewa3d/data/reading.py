@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, first_line, quoted
 from . import hdf5
 from .text_clouds import Flat
 
+_LONGEST_NAME = 200  # letters; with a suffix, what file systems take
 SPLITS = ("train", "val", "trainval", "test")
 
 
@@ -84,6 +85,18 @@ def read_lines(path: Path, get_it: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def check_name(name: str, listing: Path) -> None:
+    """Raise where what a list names is not a plain name of a file: it could be one outside of the data set's folder.
+
+    Args:
+        name: a file or a folder, without what is before it.
+        listing: the list, for the error.
+    """
+    outside = name in ("", ".", "..") or not {"/", "\\", ":"}.isdisjoint(name)
+    if outside or not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise Ewa3dError(f"{listing}: {quoted(name)} is no name of a file inside the folder: mend the list")
+
+
 def read_json(path: Path, get_it: str) -> Any:
     """What a JSON file holds.
 
@@ -95,21 +108,23 @@ def read_json(path: Path, get_it: str) -> Any:
         out: dict[str, Any] = {}
         for name, value in pairs:
             if name in out:
-                raise ValueError(f"{name!r} is there twice")
+                raise ValueError(f"{quoted(name)} is there twice")
             out[name] = value
         return out
 
     try:
         return json.loads(_read_text(path, get_it), object_pairs_hook=once)
     except (ValueError, RecursionError) as why:
-        raise Ewa3dError(f"{path}: not valid JSON ({why}): mend it, or get the data again ({get_it})") from None
+        raise Ewa3dError(
+            f"{path}: not valid JSON ({first_line(why)}): mend it, or get the data again ({get_it})"
+        ) from None
 
 
 def _read_text(path: Path, get_it: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as why:
-        detail = "missing" if isinstance(why, FileNotFoundError) else f"not readable ({why})"
+        detail = "missing" if isinstance(why, FileNotFoundError) else f"not readable ({first_line(why)})"
         raise Ewa3dError(f"{path}: {detail}: get the data again ({get_it})") from None
 
 
@@ -155,8 +170,7 @@ def _read_one(reader: hdf5.Reader, path: Path, get_it: str, normals: bool, parts
             normal = read("normal", "fiu", lambda shape: shape == data.shape, f"numbers {data.shape}")
             normal = normal.reshape(-1, 3)
     except (OSError, ValueError) as why:
-        detail = " ".join(str(why).split())
-        raise Ewa3dError(f"{path}: not a whole HDF5 file ({detail}): get the file again ({get_it})") from None
+        raise Ewa3dError(f"{path}: not a whole HDF5 file ({first_line(why)}): get the file again ({get_it})") from None
     clouds = Flat(data.reshape(-1, 3), np.full(n, size, dtype=np.int64), normal, part)
     return Stored(clouds, label.reshape(-1), [f"{path.name}:{row}" for row in range(n)])
 

@@ -55,7 +55,7 @@ class Watch:
             return
         if event in _NEVER:
             self.seen.append(f"{event} {args!r}"[:200])
-        elif event == "exec" and isinstance(args[0], CodeType) and args[0].co_filename == "<string>":
+        elif event == "exec" and isinstance(args[0], CodeType) and "__import__" in args[0].co_names:  # as our seeds do
             self.seen.append("runs code")
         elif event == "open" and isinstance(args[0], (str, bytes)):
             path = args[0] if isinstance(args[0], str) else args[0].decode("utf-8", "surrogateescape")
@@ -161,7 +161,7 @@ def _judge(error: Ewa3dError, target: Target, folder: Path) -> Outcome:
     said, chain = str(error), [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(before)  # type: ignore[arg-type]
-    if any(isinstance(link, MemoryError) for link in chain) or "more memory than there is" in said:
+    if (any(map(_is_memory, chain)) and not target.reserves) or "more memory than there is" in said:
         return Outcome("failed", f"takes too much memory: {_where(chain[-1])}: {said}"[:300])
     if len(said.splitlines()) != 1 or not said.strip():
         return Outcome("failed", f"says not one line: {said!r}"[:300])
@@ -172,6 +172,15 @@ def _judge(error: Ewa3dError, target: Target, folder: Path) -> Outcome:
     return Outcome("refused", said)
 
 
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory ran out; Python's parser says so too of what is nested too deeply."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    in_parser = trace is not None and trace.tb_frame.f_code.co_filename.endswith("ast.py")
+    return isinstance(error, MemoryError) and not in_parser
+
+
 def _where(error: BaseException) -> str:
     """The last line of ewa3d that an exception came through."""
     place, trace = "?", error.__traceback__
@@ -180,15 +189,6 @@ def _where(error: BaseException) -> str:
             place = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
-
-
-def write(files: Files, folder: Path) -> None:
-    """Make ``folder`` hold these files and no others."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
 
 
 class Campaign:
@@ -202,25 +202,40 @@ class Campaign:
             (files, name) for files in self.seeds for name in files if not name.startswith(target.fixed or ("\0",))
         ]
         self.coverage = Coverage() if guided else None
-        self._written: Files | None = None
+        self._written: dict[str, bytes] = {}
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
 
     def check_seeds(self) -> list[Outcome]:
         """Read the good files: it makes the readers import what they need, and says what is no good one."""
         outcomes = []
         for files in self.seeds:
-            write(files, self.folder)
+            self._write(files)
             with suppress(Ewa3dError):
                 self.target.read(self.folder)
-            write(files, self.folder)
+            self._write(files)
             outcomes.append(try_input(self.target, self.folder))
         return outcomes
+
+    def _write(self, files: Files) -> None:
+        """Make the folder hold these files and no others."""
+        if self.target.makes:
+            shutil.rmtree(self.folder / self.target.makes, ignore_errors=True)
+        for name in self._written.keys() - files.keys():
+            (self.folder / name).unlink()
+        for name, content in files.items():
+            if self._written.get(name) is not content:
+                path = self.folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        self._written = dict(files)
 
     def step(self) -> Outcome:
         """Make an input, leave it in the folder and read it."""
         start, name = self.draw.choice(self.corpus[-50:] if self.draw.random() < 0.3 else self.corpus)
         others = [files[name] for files in self.seeds if name in files]
         changed = {**start, name: mutate(self.draw, start[name], others)}
-        write(changed, self.folder)
+        self._write(changed)
         if self.coverage is None:
             return try_input(self.target, self.folder)
         with self.coverage.watching():

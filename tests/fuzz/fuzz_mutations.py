@@ -6,14 +6,15 @@ import io
 import random
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 
 MOST = 1 << 16  # bytes of an input
 NUMBERS = (-1, 0, 1, 3, 127, 255, 256, 32767, 65535, 10**6, 10**9, 2**31 - 1, 2**31, 2**32 - 1, 10**18, 2**63, 2**64)
 WORDS = ("nan", "inf", "-inf", "1e400", "0x10", "1_000", "٣", "-0", "1.5.2", "99999999999999999999999", "9" * 5000)
-PATHS = ("../../../../etc/passwd", "/etc/passwd", "..\\..\\secret", "C:\\secret", "C:secret", "\\\\host\\share", "..", ".")
-PATHS += ("/dev/zero", "a" * 300, "a\0b", "~/x", "file:///etc/passwd", "CON", "\ud800".encode("utf-8", "surrogatepass").decode("latin1"))  # fmt: skip
+PATHS = ("../../../../etc/passwd", "/etc/passwd", "..\\..\\secret", "C:\\secret", "C:secret", "\\\\host\\share", "..")
+PATHS += (".", "/dev/zero", "a" * 300, "a\0b", "~/x", "file:///etc/passwd", "CON", "\u202e", "é" * 150)
 CODE = "__import__('os').system('touch fuzzed')"
 YAML = (
     f"!!python/object/apply:os.system ['{CODE}']",
@@ -42,7 +43,20 @@ YAML = (
     "%YAML 9.9\n",
     "\t",
 )
-JSON = ('{"a":1,"a":2}', "null", "true", "NaN", "1e999", '""', '"\\ud800"', '{"__class__": "x"}', "[]", "{}", "-", '"a/b"')
+JSON = (
+    '{"a":1,"a":2}',
+    "null",
+    "true",
+    "NaN",
+    "1e999",
+    '""',
+    '"\\ud800"',
+    '{"__class__": "x"}',
+    "[]",
+    "{}",
+    "-",
+    '"a/b"',
+)
 PICKLE = (
     b"cos\nsystem\n(S'touch fuzzed'\ntR.",
     b"cbuiltins\neval\n(V" + CODE.encode() + b"\ntR.",
@@ -104,7 +118,8 @@ def _mutate_zip(draw: random.Random, content: bytes, others: Sequence[bytes]) ->
         return mutate(draw, content[1:], others) if content else content
     out = io.BytesIO()
     chosen = draw.randrange(len(members)) if members else -1
-    with zipfile.ZipFile(out, "w") as archive:
+    with zipfile.ZipFile(out, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name twice
         for i, (name, data, kind) in enumerate(members):
             if i == chosen:
                 what = draw.random()
@@ -223,7 +238,9 @@ def _nest(draw: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:
     opening, closing = draw.choice((("[", "]"), ("{a: ", "}"), ('{"a":', "}"), ("(", ")"), ("- ", ""), ("-", "")))
     start, end = _chunk(draw, content)
     depth = draw.choice((10, 100, 400, 3000))
-    return content[:start] + (opening * depth).encode() + content[start:end] + (closing * depth).encode() + content[end:]
+    return (
+        content[:start] + (opening * depth).encode() + content[start:end] + (closing * depth).encode() + content[end:]
+    )
 
 
 def _insert(draw: random.Random, content: bytes, _: Sequence[bytes]) -> bytes:

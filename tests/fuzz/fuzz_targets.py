@@ -63,12 +63,16 @@ class Target:
         read: reads one, a folder, and checks what comes of it.
         fixed: parts of the names of files that are never changed.
         names_file: whether what it raises says which file.
+        makes: what it writes in the folder.
+        reserves: whether its library asks for memory that a file claims, and never touches it.
     """
 
     seeds: Callable[[], list[Files]]
     read: Callable[[Path], Any]
     fixed: tuple[str, ...] = ()
     names_file: bool = True
+    makes: str = ""
+    reserves: bool = False
 
 
 # Single clouds
@@ -243,7 +247,9 @@ def _shapenetpart_text() -> list[Files]:
 def _shapenetpart_h5() -> list[Files]:
     arrays = {"data": _CLOUDS["data"][:2], "label": np.array([[0], [1]], np.uint8)}
     arrays["pid"] = np.repeat([[1], [2]], 9, axis=1).astype(np.uint8)
-    return [{"ply_data_train0.h5": content, "parts.json": json.dumps(PARTS).encode()} for content in _hdf5_kinds(arrays)]
+    return [
+        {"ply_data_train0.h5": content, "parts.json": json.dumps(PARTS).encode()} for content in _hdf5_kinds(arrays)
+    ]
 
 
 def _scanobjectnn() -> list[Files]:
@@ -281,7 +287,8 @@ def _read_zip(folder: Path) -> None:
 
 
 def _recipes() -> list[Files]:
-    short = b"task: classification\nmodel: {name: point_mae_tiny, num_groups: 8}\newa: {num_experts: 3}\ntrain:\n  epochs: 2\n"
+    short = b"task: classification\nmodel: {name: point_mae_tiny, num_groups: 8}\n"
+    short += b"ewa: {num_experts: 3}\ntrain:\n  epochs: 2\n"
     anchored = b"x: &x {epochs: 2}\n" + short
     return [{"a.yaml": content} for content in (short, anchored, to_yaml(Config()).encode())]
 
@@ -291,8 +298,9 @@ def _read_recipe(folder: Path) -> None:
 
 
 def _studies() -> list[Files]:
-    study = "# asks\nbaseline: dense\nseeds: [0, 1]\nsplit: val\ntasks:\n  shapes: {recipe: a.yaml, set: [train.epochs=1]}\n"
-    return [{"s.yaml": (study + "arms: {dense: {set: [ewa=null]}, ewa: {}}\n").encode()}]
+    study = b"# asks\nbaseline: dense\nseeds: [0, 1]\nsplit: val\n"
+    study += b"tasks:\n  shapes: {recipe: a.yaml, set: [train.epochs=1]}\narms: {dense: {set: [ewa=null]}, ewa: {}}\n"
+    return [{"s.yaml": study}]
 
 
 def _read_study(folder: Path) -> None:
@@ -327,9 +335,13 @@ def _small_state() -> dict[str, torch.Tensor]:
 
 def _pth() -> list[Files]:
     state = _small_state()
-    kinds: list[tuple[Any, dict[str, Any]]] = [(state, {}), ({"base_model": state, "epoch": 0, "best": np.float64(1)}, {})]
-    kinds += [(state, {"_use_new_zipfile_serialization": False}), ({"model": {"module." + k: v for k, v in state.items()}}, {})]
-    return [{"a.pth": _saved(lambda out, c=content, o=options: torch.save(c, out, **o))} for content, options in kinds]
+    contents: list[Any] = [state, {"base_model": state, "epoch": 0, "best": np.float64(1)}]
+    contents += [{"model": {f"module.{key}": value for key, value in state.items()}}]
+
+    def save(out: Any, content: Any, is_zip: bool) -> None:
+        torch.save(content, out, _use_new_zipfile_serialization=is_zip)
+
+    return [{"a.pth": _saved(save, content, is_zip)} for content in contents for is_zip in (True, False)]
 
 
 def _safetensors() -> list[Files]:
@@ -388,10 +400,10 @@ TARGETS = {
     "shapenetpart_h5": Target(_shapenetpart_h5, _read_dataset(ShapeNetPart)),
     "scanobjectnn": Target(_scanobjectnn, _read_dataset(lambda f: ScanObjectNN("obj_bg", f, "trainval"))),
     "shapenet55": Target(_shapenet55, _read_dataset(lambda f: ShapeNet55(f, "trainval"))),
-    "zip": Target(_zips, _read_zip, names_file=False),
+    "zip": Target(_zips, _read_zip, makes="out"),
     "config": Target(_recipes, _read_recipe, names_file=False),
     "study": Target(_studies, _read_study),
-    "pth": Target(_pth, _read_weights),
+    "pth": Target(_pth, _read_weights, reserves=True),
     "safetensors": Target(_safetensors, _read_weights),
     "export": Target(_exports, _read_export),
     "checkpoint": Target(_checkpoints, _read_checkpoint, fixed=("last", "best")),

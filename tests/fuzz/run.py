@@ -80,7 +80,8 @@ def supervise(reader: str, count: int, seed: int, out: Path) -> dict[str, Any]:
         shutil.copytree(out / "input", out / "failures" / f"ended-{number}", dirs_exist_ok=True)
         shutil.copy(out / "errors.txt", out / "failures" / f"ended-{number}.txt")
         lines = (out / "errors.txt").read_text(errors="replace").splitlines() or [""]
-        why = f"the process ended with {code}: {lines[-1] if code == 1 and 'Timeout' not in lines[0] else lines[0]}"[:120]
+        said = lines[0] if "Timeout" in lines[0] or "Fatal" in lines[0] else lines[-1]
+        why = f"the process ended with {code}: {said}"[:120]
         state["counts"]["failed"] = state["counts"].get("failed", 0) + 1
         state["whys"][why] = state["whys"].get(why, 0) + 1
         start = number + 1
