@@ -9,19 +9,19 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from ..errors import Ewa3dError
-from . import fewshot, modelnet40, scanobjectnn, shapenet55, shapenetpart
+from . import fewshot, hdf5, modelnet40, scanobjectnn, shapenet55, shapenetpart
 from .categories import read_categories
 from .inventory import GET_IT, Inventory
 from .part_map import SHAPENETPART, PartMap
-from .reading import Stored, check, read_h5, read_lines
+from .reading import Stored, check, check_name, read_h5, read_lines
 from .text_clouds import MODELNET_ROWS, PART_ROWS, Flat, RowFormat, parse_text_cloud
 
 Root = str | Path | None
@@ -54,6 +54,11 @@ def _text_files(out: Inventory, listing: Path, names: Sequence[str]) -> Iterator
     """The files that a list of ModelNet40's text layout names; entries that are of no class are faults."""
     for entry in read_lines(listing, GET_IT):
         of = entry.rpartition("_")[0]
+        try:
+            check_name(entry, listing)
+        except Ewa3dError as error:
+            out.faults.append(str(error))
+            continue
         if names and of not in names:
             out.faults.append(
                 f"{listing}: {entry!r} is of no class that modelnet40_shape_names.txt names: mend the lists"
@@ -144,13 +149,11 @@ def find_shapenetpart(root: Root) -> list[Inventory]:
 
 def _has_parts(folder: Path) -> bool:
     """Whether one of the HDF5 files in a folder has; those of other data sets are called alike."""
-    for path in folder.glob("*.h5"):
-        try:
-            with h5py.File(path, "r") as file:
-                if "pid" in file:
+    with hdf5.Reader() as reader:
+        for path in folder.glob("*.h5"):
+            with suppress(OSError, ValueError):
+                if "pid" in reader.open(path, ["pid"]):
                     return True
-        except (OSError, RuntimeError):
-            continue
     return False
 
 

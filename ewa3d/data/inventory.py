@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import h5py
-
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, first_line
+from . import hdf5
 from .reading import Stored, read_h5
 
 GET_IT = "datasets/README.md says how"
@@ -60,11 +59,12 @@ class Inventory:
         """How many clouds each HDF5 file says it holds, or what is wrong with it; without those missing."""
         listed = dict.fromkeys(path for paths in self.files.values() for path in paths)
         heads: dict[Path, int | str] = {}
-        for path in (path for path in listed if path.suffix == ".h5" and path.exists()):
-            try:
-                heads[path] = read_head(path)
-            except Ewa3dError as error:
-                heads[path] = str(error)
+        with hdf5.Reader() as reader:
+            for path in (path for path in listed if path.suffix == ".h5" and path.exists()):
+                try:
+                    heads[path] = read_head(reader, path)
+                except Ewa3dError as error:
+                    heads[path] = str(error)
         return heads
 
     def count(self) -> dict[str, int | None]:
@@ -85,21 +85,20 @@ def _total(counts: Iterable[int | None]) -> int | None:
     return None if None in known else sum(count or 0 for count in known)
 
 
-def read_head(path: Path) -> int:
+def read_head(reader: hdf5.Reader, path: Path) -> int:
     """How many clouds an HDF5 file says that it holds.
 
     Raises:
         Ewa3dError: it is not whole, or lacks ``data (n, points, 3)`` or ``label (n, 1)``.
     """
     try:
-        with h5py.File(path, "r") as file:
-            data, label = (getattr(file.get(name), "shape", None) for name in ("data", "label"))
-    except (OSError, RuntimeError, KeyError, ValueError) as why:
-        detail = " ".join(str(why).split())
-        raise Ewa3dError(f"{path}: not a whole HDF5 file ({detail}): get the file again ({GET_IT})") from None
+        found = reader.open(path, ["data", "label"])
+    except (OSError, ValueError) as why:
+        raise Ewa3dError(f"{path}: not a whole HDF5 file ({first_line(why)}): get the file again ({GET_IT})") from None
+    data, label = (item and item.shape for item in map(found.get, ("data", "label")))
     if not data or len(data) != 3 or data[2] != 3 or not label or label[0] != data[0]:
         raise Ewa3dError(
             f"{path}: data is {data} and label {label}, and should be (n, points, 3) and (n, 1): get the file again "
             f"({GET_IT})"
         )
-    return int(data[0])
+    return data[0]

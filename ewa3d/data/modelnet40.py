@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, quoted
 from .dataset import PointClouds
 from .pickles import as_cloud, as_label, load_arrays
-from .reading import Stored, check, check_split, read_h5, read_lines
+from .reading import Stored, check, check_name, check_split, read_h5, read_lines
 from .rectangle import rectangle
 from .roots import find_root
 from .splits import choose_split
@@ -141,7 +141,11 @@ def _is_whole(folder: Path) -> bool:
 
 def listed_files(folder: Path, split: str) -> list[Path]:
     # The official lists have paths of the machine that made them: only the file names count.
-    return [folder / re.split(r"[\\/]", line)[-1] for line in read_lines(folder / f"{split}_files.txt", _GET_IT)]
+    listing = folder / f"{split}_files.txt"
+    names = [re.split(r"[\\/]", line)[-1] for line in read_lines(listing, _GET_IT)]
+    for name in names:
+        check_name(name, listing)
+    return [folder / name for name in names]
 
 
 def _read_hdf5(folder: Path, split: str, normals: bool) -> Stored:
@@ -181,9 +185,10 @@ def _read_text(folder: Path, split: str, class_names: list[str], normals: bool, 
     classes = [name.rpartition("_")[0] for name in ids]
     known = {name: label for label, name in enumerate(class_names)}
     for name, of in zip(ids, classes, strict=True):
+        check_name(name, listing)
         if of not in known:
             raise Ewa3dError(
-                f"{listing}: {name!r} is of no class that modelnet40_shape_names.txt names (label out of range): "
+                f"{listing}: {quoted(name)} is of no class that modelnet40_shape_names.txt names (label out of range): "
                 "mend the lists"
             )
     sources = [f"{of}/{name}.txt" for name, of in zip(ids, classes, strict=True)]

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import Ewa3dError, first_line
+from ..errors import Ewa3dError, first_line, quoted
 from ..progress import track
 from .cloud import as_points
 from .dataset import PointClouds, to_unit_sphere
-from .reading import check_split, read_lines
+from .reading import check_name, check_split, read_lines
 from .roots import find_root
 from .splits import choose_split
 
@@ -64,7 +64,8 @@ class ShapeNet55(PointClouds):
             raise Ewa3dError(f"{list_of(self.folder, official)}: missing: get the data again ({_GET_IT})")
         synsets = sorted({_synset(entry) for entries in lists.values() for entry in entries})
         entries = lists[official]
-        labels = np.array([synsets.index(_synset(entry)) for entry in entries], dtype=np.int64)
+        label_of = {synset: label for label, synset in enumerate(synsets)}
+        labels = np.array([label_of[_synset(entry)] for entry in entries], dtype=np.int64)
 
         chosen = choose_split(labels, split, val_fraction, split_seed, self.folder)
         sources = [f"shapenet_pc/{entries[i]}" for i in chosen]
@@ -96,8 +97,9 @@ def read_list(path: Path) -> list[str]:
     """The file names that a list has."""
     entries = read_lines(path, _GET_IT)
     for entry in entries:
-        if not _ENTRY.fullmatch(entry) or not entry.isprintable():
-            raise Ewa3dError(f"{path}: {entry!r} is no file name <synset>-<id>.npy: mend the list")
+        if not _ENTRY.fullmatch(entry):
+            raise Ewa3dError(f"{path}: {quoted(entry)} is no file name <synset>-<id>.npy: mend the list")
+        check_name(entry, path)
     return entries
 
 
@@ -130,7 +132,7 @@ def read_cloud(path: Path) -> NDArray[np.float64]:
         points = as_points(np.lib.format.open_memmap(path, mode="r"), "the array")
     except FileNotFoundError:
         raise Ewa3dError(f"{path}: missing, but listed: get the file, or mend the list") from None
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError) as why:
+    except Exception as why:  # on bytes that are no such file, NumPy raises whatever it stumbles over
         raise Ewa3dError(f"{path}: no readable array of points ({first_line(why)}): {again}") from None
     if not len(points):
         raise Ewa3dError(f"{path}: an empty cloud: {again}")

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, quoted
 from .categories import CATEGORIES_FILE, Categories, read_categories
 from .dataset import PartClouds, to_unit_sphere
 from .part_map import SHAPENETPART, PartMap
-from .reading import Stored, check, check_split, read_h5, read_json
+from .reading import Stored, check, check_name, check_split, read_h5, read_json
 from .roots import find_root
 from .text_clouds import PART_ROWS, Flat, load_text_clouds
 
@@ -134,12 +134,15 @@ def read_split_list(path: Path, synsets: Collection[str]) -> list[Shape]:
     shapes: dict[Shape, None] = {}
     for entry in content:
         names = entry.split("/")
-        if len(names) < 2 or not {"", ".", ".."}.isdisjoint(names) or "\\" in entry or not entry.isprintable():
-            raise Ewa3dError(f"{path}: {entry!r} is no shape_data/<synset>/<id> inside the folder: mend the list")
+        if len(names) < 2 or not {"", ".", ".."}.isdisjoint(names):
+            raise Ewa3dError(f"{path}: {quoted(entry)} is no shape_data/<synset>/<id> inside the folder: mend the list")
         synset, shape = names[-2:]
+        check_name(synset, path)
+        check_name(shape, path)
         if synset not in synsets:
             raise Ewa3dError(
-                f"{path}: {entry!r} is of a synset that is not known: mend the list, or add parts.json with the synset"
+                f"{path}: {quoted(entry)} is of a synset that is not known: mend the list, or add parts.json with the "
+                "synset"
             )
         if (synset, shape) in shapes:
             raise Ewa3dError(f"{path}: names {synset}/{shape} twice: mend the list")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -29,6 +28,8 @@ from .relatives import name_relative
 from .segmentation import PartSegmenter
 
 _SUFFIXES = {"official": ".pth", "onnx": ".onnx", "pt2": ".pt2"}  # of save_pretrained's single files
+_COUNTS = {"depth", "decoder_depth", "num_experts"}  # options of which every one more makes more weights
+_SPARE = 10_000_000  # values by which a model and its file may differ before the model is made
 _CONTAINERS = ("base_model", "model", "model_state_dict", "state_dict")
 
 # where a shape that differs means another architecture; elsewhere (a head for other classes) it is left fresh
@@ -123,8 +124,8 @@ def read_weights(
     if path.suffix == ".safetensors":
         try:
             state: Any = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise Ewa3dError(f"{path} is no readable safetensors file ({error}): get it again") from error
+        except Exception as error:  # its own errors, the system's, and those of types that PyTorch lacks
+            raise Ewa3dError(f"{path} is no readable safetensors file ({first_line(error)}): get it again") from error
     else:
         state = _load_pth(path)
         for container in _CONTAINERS:
@@ -240,19 +241,39 @@ def from_pretrained(path: str | os.PathLike[str], **options: Any) -> PointTransf
     if isinstance(path, str) and not folder.exists():
         folder = download(path, **options)
     file = folder / "config.json"
+    if not file.is_file():
+        raise Ewa3dError(f"{folder} is no export: it has no config.json; a run's is in its export/ folder")
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
-        # the weights are those beside it, and no other file that it might name
-        model = create_model(pretrained=None, **metadata.pop("model"))
-        if experts := metadata.pop("experts", None):
-            upcycle(model, **experts)
-    except FileNotFoundError:
-        raise Ewa3dError(f"{folder} is no export: it has no config.json; a run's is in its export/ folder") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Ewa3dError(f"{file} does not describe a model ({error}): export it again") from error
+        call, experts = metadata.pop("model"), metadata.pop("experts", None) or {}
+        _check_claims(call, experts, read_weights(folder)[0])
+        model = _build(call, experts)
+    except Ewa3dError:
+        raise
+    except Exception as error:  # a value of a wrong type or size may fail anywhere
+        raise Ewa3dError(f"{file} does not describe a model ({first_line(error)}): export it again") from error
     model.metadata = metadata
     load_pretrained(model, folder, strict=True)
     return model.eval()
+
+
+def _check_claims(options: Mapping[str, Any], experts: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise where a model would be far larger than its weights, or read those of another file."""
+    if "pretrained" in options:
+        raise ValueError("pretrained: an export has its own weights")
+    for name, count in (*options.items(), *experts.items()):
+        if name in _COUNTS and count is not None and count > len(state):
+            raise ValueError(f"{name}={count}, and there are {len(state)} weights")
+    with torch.device("meta"):  # without memory
+        claimed = sum(value.numel() for value in _build(options, experts).state_dict().values())
+    found = sum(value.numel() for value in state.values())
+    if claimed > 2 * found + _SPARE:
+        raise ValueError(f"it has {claimed} values, and its weights have {found}")
+
+
+def _build(options: Mapping[str, Any], experts: Mapping[str, Any]) -> PointTransformer:
+    model = create_model(**options)
+    return upcycle(model, **experts) if experts else model
 
 
 class _Score:

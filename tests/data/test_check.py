@@ -213,6 +213,14 @@ def test_the_published_counts_are_told_as_such(tmp_path):
     assert not report.sets[0].notes and unlike_published("modelnet40", tmp_path) is None
 
 
+def test_hdf5_files_with_parts_are_a_part_set_whatever_their_folder_is_called(tmp_path):
+    shapenetpart_hdf5(tmp_path).rename(tmp_path / "anything")
+    write_h5(tmp_path / "else" / "my_train.h5", 0)
+    report = check(tmp_path)
+    assert [found.name for found in report.sets] == ["shapenetpart"] and report.sets[0].folder.name == "anything"
+    assert [path.name for path in report.unknown] == ["else"]
+
+
 # What is missing
 
 
@@ -332,10 +340,10 @@ def test_full_reads_arrays_and_pickles_too(tmp_path, write, name):
 def test_broken_lists_are_named_and_the_rest_is_checked(tmp_path):
     folder = modelnet_text(tmp_path)
     with (folder / "modelnet40_train.txt").open("a") as file:
-        file.write("\nzeppelin_0001\nboat_0002")
+        file.write("\nzeppelin_0001\nboat_0002\n../vase_0003")
     (folder / "vase" / "vase_0009.txt").unlink()
     said = faults(tmp_path)
-    assert ["zeppelin" in said[0], "boat" in said[1], "vase_0009" in said[2]] == [True] * 3
+    assert [name in fault for name, fault in zip(("zeppelin", "boat", "../vase", "vase_0009"), said, strict=True)]
 
 
 def test_a_shape_in_two_lists_is_a_fault_of_ones_own_set_only(tmp_path):
