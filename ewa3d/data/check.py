@@ -163,7 +163,9 @@ def _examine(item: Inventory, full: bool) -> SetReport:
 
 
 def unlike_published(name: str, root: str | Path | None = None) -> str | None:
-    """A line where the data set that a run would take has other counts than published. From lists and heads: half a second at most.
+    """A line where the data set that a run would take has other counts than published.
+
+    From lists and the heads of HDF5 files: it takes about half a second.
 
     Args:
         name: one of `ewa3d.data.DATASETS`.
