@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, quoted
 from .part_map import SHAPENETPART, SYNSETS, PartMap
 from .reading import read_json, read_lines
 
 CATEGORIES_FILE = "synsetoffset2category.txt"
+_MOST_PARTS = 10_000  # of all categories: tables of categories by parts are made
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ def read_parts(path: Path, get_it: str) -> tuple[list[str], PartMap]:
         raise broken("is no object of categories")
     for name, entry in content.items():
         if not (_is_name(name) and isinstance(entry, dict) and _is_name(entry.get("synset"))):
-            raise broken(f"category {name!r} has no name or no synset, a text")
+            raise broken(f"category {quoted(name)} has no name or no synset, a text")
         if type(entry.get("first_part")) is not int:
-            raise broken(f"category {name!r} has no first_part, an integer")
+            raise broken(f"category {quoted(name)} has no first_part, an integer")
         parts = entry.get("parts")
         if not isinstance(parts, list) or not parts or not all(map(_is_name, parts)) or len(set(parts)) < len(parts):
-            raise broken(f"category {name!r} has no parts, a list of one name or more, none twice")
+            raise broken(f"category {quoted(name)} has no parts, a list of one name or more, none twice")
+
+    if (count := sum(len(entry["parts"]) for entry in content.values())) > _MOST_PARTS:
+        raise broken(f"has {count} parts, and there may be {_MOST_PARTS}")
 
     ordered = sorted(content.items(), key=lambda item: item[1]["first_part"])
     synsets: list[str] = []
@@ -76,18 +80,18 @@ def read_parts(path: Path, get_it: str) -> tuple[list[str], PartMap]:
     for name, entry in ordered:
         if entry["first_part"] != count:
             raise broken(
-                f"category {name!r} has first_part {entry['first_part']} where {count} should be (part ids run from 0 "
-                "through all categories, without gap or overlap)"
+                f"category {quoted(name)} has first_part {quoted(entry['first_part'])} where {count} should be (part "
+                "ids run from 0 through all categories, without gap or overlap)"
             )
         if entry["synset"] in synsets:
-            raise broken(f"category {name!r} has the synset {entry['synset']} of another")
+            raise broken(f"category {quoted(name)} has the synset {entry['synset']} of another")
         synsets.append(entry["synset"])
         count += len(entry["parts"])
     return synsets, PartMap({name: tuple(entry["parts"]) for name, entry in ordered})
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable() and len(value) <= 200
 
 
 def _check_listed(path: Path, categories: Categories, get_it: str, *, whole: bool) -> None:
@@ -98,7 +102,9 @@ def _check_listed(path: Path, categories: Categories, get_it: str, *, whole: boo
         *words, synset = line.split()
         name = " ".join(words)
         if not words or synset in listed:
-            raise Ewa3dError(f"{path}: {line!r} is no category and synset, or a synset named before: mend the list")
+            raise Ewa3dError(
+                f"{path}: {quoted(line)} is no category and synset, or a synset named before: mend the list"
+            )
         listed.add(synset)
         if whole and names.get(synset) != name:
             raise Ewa3dError(f"{path}: {name} {synset} is no category and synset of parts.json: make the two agree")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import lzma
 import os
 import shutil
 import stat
+import struct
 import sys
 import tempfile
 import zipfile
@@ -20,7 +22,8 @@ import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, first_line, quoted
+from .hdf5 import MOST_DEFLATED
 from .roots import datasets_root
 
 
@@ -117,9 +120,13 @@ def _open_zip(file: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
-    # RuntimeError: encrypted; EOFError: cut short; NotImplementedError: an unknown compression
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as why:
-        raise Ewa3dError(f"{file}: not a whole zip ({why}): get it again") from None
+    except OSError as why:  # the system's have a number, those of a broken member have none
+        if why.errno is not None:
+            raise Ewa3dError(f"{file}: cannot be extracted ({first_line(why)}): mend what is said here") from None
+        raise Ewa3dError(f"{file}: not a whole zip ({first_line(why)}): get it again") from None
+    # RuntimeError: encrypted, or an unknown compression; EOFError: cut short; ValueError: names that are no text
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError) as why:
+        raise Ewa3dError(f"{file}: not a whole zip ({first_line(why)}): get it again") from None
 
 
 def _members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
@@ -133,10 +140,13 @@ def _members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, PurePosixP
         path = PurePosixPath(member.filename.replace("\\", "/"))
         kind = stat.S_IFMT(member.external_attr >> 16)
         if path.is_absolute() or ".." in path.parts or any(":" in part for part in path.parts):
-            raise Ewa3dError(f"the zip has a member {member.filename!r} outside its folder: do not use that zip")
+            raise Ewa3dError(
+                f"{archive.filename}: has a member {quoted(member.filename)} outside its folder: do not use that zip"
+            )
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise Ewa3dError(
-                f"the zip has a member {member.filename!r} that is a link or a device: do not use that zip"
+                f"{archive.filename}: has a member {quoted(member.filename)} that is a link or a device: do not use "
+                "that zip"
             )
         out.append((member, path))
     return out
@@ -168,6 +178,8 @@ def extract(file: Path, folder: Path) -> None:
     with _open_zip(file) as archive:
         members = [(member, folder.joinpath(path)) for member, path in _members(archive)]
         size = sum(member.file_size for member, _ in members)
+        if size > MOST_DEFLATED * file.stat().st_size:
+            raise Ewa3dError(f"{file}: claims {size / 1e6:,.0f} MB, which it cannot hold: do not use that zip")
         free = shutil.disk_usage(folder).free
         if size > free:
             raise Ewa3dError(f"{folder.parent}: {size / 1e6:.0f} MB needed and {free / 1e6:.0f} MB free: make room")

@@ -143,7 +143,7 @@ def find_episode(root: str | Path | None, way: int, shot: int, fold: int) -> Pat
 def _read_rows(content: Any, split: str, path: Path) -> list[tuple[NDArray[np.float32], int, int]]:
     """The shapes of a split: points, label in the episode, label in ModelNet40."""
     rows = content.get(split) if isinstance(content, dict) else None
-    if not isinstance(rows, (list, tuple)) or not rows or not all(len(row) == 3 for row in rows):
+    if not isinstance(rows, (list, tuple)) or not rows or not all(map(_is_row, rows)):
         raise Ewa3dError(
             f"{path}: has no {split!r}, a list of (points, new label, old label): get the file again ({_GET_IT})"
         )
@@ -152,6 +152,10 @@ def _read_rows(content: Any, split: str, path: Path) -> list[tuple[NDArray[np.fl
         (as_cloud(points, f"{where} {i}"), as_label(new, f"{where} {i}"), as_label(old, f"{where} {i}"))
         for i, (points, new, old) in enumerate(rows)
     ]
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, (list, tuple)) and len(row) == 3
 
 
 def _old_labels(rows: list[tuple[NDArray[np.float32], int, int]], way: int, path: Path) -> list[int]:

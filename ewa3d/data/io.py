@@ -5,6 +5,7 @@ Every reader checks what a file claims against the bytes that it has before it a
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 import zipfile
@@ -14,18 +15,18 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import Ewa3dError, first_line
 from ..files import write_atomically
+from . import hdf5
 from .cloud import Cloud, as_labels, as_points, load_rows, text_lines
 from .pcd import read_pcd
 from .ply import read_off, read_ply
 
+_LONGEST_HEADER = 1 << 16  # bytes before an array
 _ARRAYS = ("points", "data", "xyz")  # what files of several arrays call the points
-_MOST_DEFLATED = 1032  # bytes that one byte of deflate can stand for
 
 
 def read_cloud(path: str | Path, *, mesh_points: int = 10_000, seed: int = 0) -> Cloud:
@@ -151,7 +152,7 @@ def _read_npy(path: Path) -> Cloud:
 def _read_npz(path: Path) -> Cloud:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        most = _MOST_DEFLATED * path.stat().st_size
+        most = hdf5.MOST_DEFLATED * path.stat().st_size
         names = [name for name in _ARRAYS if name in members] or (list(members) if len(members) == 1 else [])
         if not names:
             raise ValueError(f"its arrays are {', '.join(members) or 'none'}; the points should be {_ARRAYS[0]!r}")
@@ -170,30 +171,32 @@ def _read_npz(path: Path) -> Cloud:
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, most: int) -> np.ndarray:
     """An array of an ``.npz``, of at most ``most`` bytes."""
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
+        start = io.BytesIO(file.read(_LONGEST_HEADER))  # a header says how long it is, and would be read whole
+        version = np.lib.format.read_magic(start)
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in header:
             raise ValueError(f"{info.filename} is of NumPy's format {version}")
-        shape, _, dtype = header[version](file)
+        shape, _, dtype = header[version](start)
     _check_size(shape, dtype, min(info.file_size, most))
     with archive.open(info) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _read_h5(path: Path, row: int | None = None) -> Cloud:
-    with h5py.File(path, "r") as file:
-        found = [(name, file[name]) for name in _ARRAYS if isinstance(file.get(name), h5py.Dataset)]
+    with hdf5.Reader() as reader:
+        found = [(name, item) for name, item in reader.open(path, _ARRAYS).items() if item is not None]
         if not found:
             raise ValueError(f"it has no dataset {' or '.join(map(repr, _ARRAYS))}")
         name, item = found[0]
-        _check_size(item.shape or (), item.dtype, _MOST_DEFLATED * item.id.get_storage_size())
-        if item.ndim != 3:
+        if item.kind not in "iuf" or item.shape is None:
+            raise ValueError(f"{name} is {item.type} {item.shape}, not numbers (N, 3)")
+        if len(item.shape) != 3:
             if row is not None:
                 raise ValueError("it holds a single cloud, without a row")
-            return Cloud(as_points(item, name))
-        if not (row or 0) < len(item):
-            raise ValueError(f"row {row or 0} of {len(item)} clouds, which count from 0")
-        return Cloud(as_points(item[row or 0], name), siblings=len(item))
+            return Cloud(as_points(reader.read(name, item, np.float64), name))
+        if not (row or 0) < item.shape[0]:
+            raise ValueError(f"row {row or 0} of {item.shape[0]} clouds, which count from 0")
+        return Cloud(as_points(reader.read(name, item, np.float64, row or 0), name), siblings=item.shape[0])
 
 
 def _check_size(shape: tuple[int, ...], dtype: np.dtype, most: int) -> None:

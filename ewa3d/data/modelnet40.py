@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, quoted
 from .dataset import PointClouds
 from .pickles import as_cloud, as_label, load_arrays
-from .reading import Stored, check, check_split, read_h5, read_lines
+from .reading import Stored, check, check_name, check_split, read_h5, read_lines
 from .rectangle import rectangle
 from .roots import find_root
 from .splits import choose_split
@@ -65,7 +65,7 @@ class ModelNet40(PointClouds):
         if self.layout == "text":
             stored = _read_text(self.folder, official, class_names, normals, cache)
         else:
-            stored = {"hdf5": _read_hdf5, "dat": _read_dat}[self.layout](self.folder, official, normals)
+            stored = {"hdf5": _read_hdf5, "dat": read_dat}[self.layout](self.folder, official, normals)
         if normals and stored.clouds.normals is None:
             raise Ewa3dError(
                 f"{self.folder}: holds no normals (layout {self.layout}): load without them, or point root at "
@@ -123,7 +123,7 @@ def _layout(folder: Path) -> str | None:
 
     if has("train_files.txt", "test_files.txt"):
         return "hdf5"
-    if has(_dat_name("train"), _dat_name("test")) and not any(item.is_dir() for item in folder.iterdir()):
+    if has(dat_name("train"), dat_name("test")) and not any(item.is_dir() for item in folder.iterdir()):
         return "dat"
     return "text" if has("modelnet40_shape_names.txt", "modelnet40_train.txt", "modelnet40_test.txt") else None
 
@@ -131,7 +131,7 @@ def _layout(folder: Path) -> str | None:
 def _is_whole(folder: Path) -> bool:
     """Whether an hdf5 folder has all the files it lists."""
     try:
-        return all(path.is_file() for split in ("train", "test") for path in _listed_h5(folder, split))
+        return all(path.is_file() for split in ("train", "test") for path in listed_files(folder, split))
     except Ewa3dError:
         return False
 
@@ -139,13 +139,17 @@ def _is_whole(folder: Path) -> bool:
 # hdf5
 
 
-def _listed_h5(folder: Path, split: str) -> list[Path]:
+def listed_files(folder: Path, split: str) -> list[Path]:
     # The official lists have paths of the machine that made them: only the file names count.
-    return [folder / re.split(r"[\\/]", line)[-1] for line in read_lines(folder / f"{split}_files.txt", _GET_IT)]
+    listing = folder / f"{split}_files.txt"
+    names = [re.split(r"[\\/]", line)[-1] for line in read_lines(listing, _GET_IT)]
+    for name in names:
+        check_name(name, listing)
+    return [folder / name for name in names]
 
 
 def _read_hdf5(folder: Path, split: str, normals: bool) -> Stored:
-    paths = _listed_h5(folder, split)
+    paths = listed_files(folder, split)
     for path in paths:
         if not path.is_file():
             raise Ewa3dError(f"{path}: missing, but {split}_files.txt lists it: get the data again ({_GET_IT})")
@@ -155,12 +159,12 @@ def _read_hdf5(folder: Path, split: str, normals: bool) -> Stored:
 # modelnet40_normal_resampled
 
 
-def _dat_name(split: str) -> str:
+def dat_name(split: str) -> str:
     return f"modelnet40_{split}_8192pts_fps.dat"
 
 
-def _read_dat(folder: Path, split: str, normals: bool) -> Stored:
-    path = folder / _dat_name(split)
+def read_dat(folder: Path, split: str, normals: bool) -> Stored:
+    path = folder / dat_name(split)
     content = load_arrays(path)
     try:
         clouds, labels = content
@@ -181,9 +185,10 @@ def _read_text(folder: Path, split: str, class_names: list[str], normals: bool, 
     classes = [name.rpartition("_")[0] for name in ids]
     known = {name: label for label, name in enumerate(class_names)}
     for name, of in zip(ids, classes, strict=True):
+        check_name(name, listing)
         if of not in known:
             raise Ewa3dError(
-                f"{listing}: {name!r} is of no class that modelnet40_shape_names.txt names (label out of range): "
+                f"{listing}: {quoted(name)} is of no class that modelnet40_shape_names.txt names (label out of range): "
                 "mend the lists"
             )
     sources = [f"{of}/{name}.txt" for name, of in zip(ids, classes, strict=True)]

@@ -8,15 +8,16 @@ a crafted state makes them read memory that is not theirs.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, first_line
 
 _PLAIN_DTYPE = re.compile(r"[<>=|]?(b1|[iuf][1248])")  # booleans, integers, floats of 1 to 8 bytes; never objects
 
@@ -120,7 +121,30 @@ for _core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
         _ALLOWED[f"{_core}.{_home}", _name] = _Allowed(_NUMPY[_name])
 
 
-class _Unpickler(pickle.Unpickler):
+class _Whole:
+    """A file that is never asked for more than is left of it: room would be made for all of that first."""
+
+    def __init__(self, file: BinaryIO):
+        self.size = os.fstat(file.fileno()).st_size
+        self._file = file
+        self.readline = file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > self.size - self._file.tell():
+            raise EOFError("it ends too early")
+        return self._file.read(count)
+
+
+# the one in Python: that in C makes room for as many values as a file says that it will refer to
+_InPython: Any = pickle._Unpickler
+
+
+class _Unpickler(_InPython):
+    def load_bytearray8(self) -> None:
+        self.load_binbytes8()  # which makes no room before there is something to fill it
+
+    dispatch: ClassVar = {**_InPython.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
@@ -128,16 +152,30 @@ class _Unpickler(pickle.Unpickler):
             raise _Refused(f"{module}.{name}") from None
 
 
-def _plain(value: Any) -> Any:
+class _Room:
+    """How much a file of ``size`` bytes can hold: it may name one thing many times, and what names such things too."""
+
+    def __init__(self, size: int):
+        self._left = 16 * size
+
+    def take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise _Refused("the same things over and over")
+
+
+def _plain(value: Any, room: _Room) -> Any:
     """``value`` with every stand-in replaced by its array."""
+    room.take(1)
     if isinstance(value, _Array):
         if value.numpy is None:
             raise _Refused("an array without content")
+        room.take(value.numpy.nbytes)
         return value.numpy
     if isinstance(value, (list, tuple)):
-        return type(value)(_plain(item) for item in value)
+        return type(value)(_plain(item, room) for item in value)
     if isinstance(value, dict):
-        return {_plain_key(key): _plain(item) for key, item in value.items()}
+        return {_plain_key(key): _plain(item, room) for key, item in value.items()}
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
     raise _Refused(f"a {type(value).__name__.lstrip('_')}")
@@ -165,7 +203,8 @@ def load_arrays(path: str | Path) -> Any:
     path = Path(path)
     try:
         with path.open("rb") as file:
-            return _plain(_Unpickler(file, encoding="latin1").load())
+            whole = _Whole(file)
+            return _plain(_Unpickler(whole, encoding="latin1").load(), _Room(whole.size))
     except OSError as why:
         raise Ewa3dError(f"{path}: cannot be read ({why.strerror or why}): check the path and its rights") from None
     except _Refused as why:
@@ -175,8 +214,9 @@ def load_arrays(path: str | Path) -> Any:
         ) from None
     # A broken or hostile pickle fails in many ways (EOFError, TypeError, MemoryError, a loop without end …).
     except Exception as why:
-        detail = " ".join(str(why).split()) or type(why).__name__
-        raise Ewa3dError(f"{path}: not a whole pickle of NumPy arrays ({detail}): get or make the file again") from None
+        raise Ewa3dError(
+            f"{path}: not a whole pickle of NumPy arrays ({first_line(why)}): get or make the file again"
+        ) from None
 
 
 def as_cloud(value: Any, where: str) -> np.ndarray:
@@ -188,7 +228,7 @@ def as_cloud(value: Any, where: str) -> np.ndarray:
 
 def as_label(value: Any, where: str) -> int:
     """``value``, a number or an array of one, as an integer; ``where`` is the file and row of an error."""
-    array = np.asarray(value)
+    array = np.asarray(value) if isinstance(value, (int, np.ndarray)) else np.empty(0)
     if array.size != 1 or array.dtype.kind not in "iu":
         raise Ewa3dError(f"{where}: a label is no single integer: make the file again")
     return int(array.item())

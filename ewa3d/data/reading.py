@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, first_line, quoted
+from . import hdf5
 from .text_clouds import Flat
 
+_LONGEST_NAME = 200  # letters; with a suffix, what file systems take
 SPLITS = ("train", "val", "trainval", "test")
 
 
@@ -84,6 +85,18 @@ def read_lines(path: Path, get_it: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def check_name(name: str, listing: Path) -> None:
+    """Raise where what a list names is not a plain name of a file: it could be one outside of the data set's folder.
+
+    Args:
+        name: a file or a folder, without what is before it.
+        listing: the list, for the error.
+    """
+    outside = name in ("", ".", "..") or not {"/", "\\", ":"}.isdisjoint(name)
+    if outside or not name.isprintable() or len(name) > _LONGEST_NAME:
+        raise Ewa3dError(f"{listing}: {quoted(name)} is no name of a file inside the folder: mend the list")
+
+
 def read_json(path: Path, get_it: str) -> Any:
     """What a JSON file holds.
 
@@ -95,21 +108,23 @@ def read_json(path: Path, get_it: str) -> Any:
         out: dict[str, Any] = {}
         for name, value in pairs:
             if name in out:
-                raise ValueError(f"{name!r} is there twice")
+                raise ValueError(f"{quoted(name)} is there twice")
             out[name] = value
         return out
 
     try:
         return json.loads(_read_text(path, get_it), object_pairs_hook=once)
     except (ValueError, RecursionError) as why:
-        raise Ewa3dError(f"{path}: not valid JSON ({why}): mend it, or get the data again ({get_it})") from None
+        raise Ewa3dError(
+            f"{path}: not valid JSON ({first_line(why)}): mend it, or get the data again ({get_it})"
+        ) from None
 
 
 def _read_text(path: Path, get_it: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as why:
-        detail = "missing" if isinstance(why, FileNotFoundError) else f"not readable ({why})"
+        detail = "missing" if isinstance(why, FileNotFoundError) else f"not readable ({first_line(why)})"
         raise Ewa3dError(f"{path}: {detail}: get the data again ({get_it})") from None
 
 
@@ -125,35 +140,37 @@ def read_h5(paths: Sequence[Path], get_it: str, *, normals: bool = False, parts:
     Raises:
         Ewa3dError: a file that is not whole, or a dataset that is missing or of another shape or type.
     """
-    return Stored.join([_read_one(path, get_it, normals, parts) for path in paths])
+    with hdf5.Reader() as reader:
+        return Stored.join([_read_one(reader, path, get_it, normals, parts) for path in paths])
 
 
-def _read_one(path: Path, get_it: str, normals: bool, parts: bool) -> Stored:
-    def read(file: h5py.File, name: str, kinds: str, fits: Callable[[tuple[int, ...]], bool], want: str) -> np.ndarray:
-        item = file.get(name)
-        if not isinstance(item, h5py.Dataset):
+def _read_one(reader: hdf5.Reader, path: Path, get_it: str, normals: bool, parts: bool) -> Stored:
+    found: dict[str, hdf5.Described | None] = {}
+
+    def read(name: str, kinds: str, fits: Callable[[tuple[int, ...]], bool], want: str) -> np.ndarray:
+        item = found.get(name)
+        if item is None:
             raise Ewa3dError(f"{path}: has no dataset {name!r}: get the file again ({get_it})")
-        if item.dtype.kind not in kinds or item.shape is None or not fits(item.shape):
+        if item.kind not in kinds or item.shape is None or not fits(item.shape):
             raise Ewa3dError(
-                f"{path}: dataset {name!r} is {item.dtype} {item.shape}, and should be {want}: get the file again "
+                f"{path}: dataset {name!r} is {item.type} {item.shape}, and should be {want}: get the file again "
                 f"({get_it})"
             )
-        return item.astype(np.float32 if "f" in kinds else np.int64)[()]
+        return reader.read(name, item, np.float32 if "f" in kinds else np.int64)
 
     normal = part = None
     try:
-        with h5py.File(path, "r") as file:
-            data = read(file, "data", "fiu", lambda shape: len(shape) == 3 and shape[2] == 3, "numbers (n, points, 3)")
-            n, size, _ = data.shape
-            label = read(file, "label", "iu", lambda shape: shape in ((n,), (n, 1)), f"integers ({n}, 1)")
-            if parts:
-                part = read(file, "pid", "iu", lambda shape: shape == (n, size), f"integers {(n, size)}").reshape(-1)
-            if normals and "normal" in file:
-                normal = read(file, "normal", "fiu", lambda shape: shape == data.shape, f"numbers {data.shape}")
-                normal = normal.reshape(-1, 3)
-    except (OSError, RuntimeError, KeyError, ValueError) as why:
-        detail = " ".join(str(why).split())
-        raise Ewa3dError(f"{path}: not a whole HDF5 file ({detail}): get the file again ({get_it})") from None
+        found |= reader.open(path, ["data", "label", *["pid"] * parts, *["normal"] * normals])
+        data = read("data", "fiu", lambda shape: len(shape) == 3 and shape[2] == 3, "numbers (n, points, 3)")
+        n, size, _ = data.shape
+        label = read("label", "iu", lambda shape: shape in ((n,), (n, 1)), f"integers ({n}, 1)")
+        if parts:
+            part = read("pid", "iu", lambda shape: shape == (n, size), f"integers {(n, size)}").reshape(-1)
+        if "normal" in found:
+            normal = read("normal", "fiu", lambda shape: shape == data.shape, f"numbers {data.shape}")
+            normal = normal.reshape(-1, 3)
+    except (OSError, ValueError) as why:
+        raise Ewa3dError(f"{path}: not a whole HDF5 file ({first_line(why)}): get the file again ({get_it})") from None
     clouds = Flat(data.reshape(-1, 3), np.full(n, size, dtype=np.int64), normal, part)
     return Stored(clouds, label.reshape(-1), [f"{path.name}:{row}" for row in range(n)])
 

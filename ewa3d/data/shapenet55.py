@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import Ewa3dError, first_line
+from ..errors import Ewa3dError, first_line, quoted
 from ..progress import track
 from .cloud import as_points
 from .dataset import PointClouds, to_unit_sphere
-from .reading import check_split, read_lines
+from .reading import check_name, check_split, read_lines
 from .roots import find_root
 from .splits import choose_split
 
 _GET_IT = "datasets/README.md says where to get it"
-_FOLDERS = ("ShapeNet55-34", "ShapeNet55")
+FOLDERS = ("ShapeNet55-34", "ShapeNet55")
 _ENTRY = re.compile(r"(?P<synset>[^-/\\]+)-[^/\\]+\.npy")
 
 
@@ -59,14 +59,13 @@ class ShapeNet55(PointClouds):
         self.split = split
         self.folder = find_layout(root)
         official = "test" if split == "test" else "train"
-        lists = {
-            name: _read_list(path) for name in ("train", "test") if (path := _list_of(self.folder, name)).is_file()
-        }
+        lists = {name: read_list(path) for name in ("train", "test") if (path := list_of(self.folder, name)).is_file()}
         if official not in lists:
-            raise Ewa3dError(f"{_list_of(self.folder, official)}: missing: get the data again ({_GET_IT})")
+            raise Ewa3dError(f"{list_of(self.folder, official)}: missing: get the data again ({_GET_IT})")
         synsets = sorted({_synset(entry) for entries in lists.values() for entry in entries})
         entries = lists[official]
-        labels = np.array([synsets.index(_synset(entry)) for entry in entries], dtype=np.int64)
+        label_of = {synset: label for label, synset in enumerate(synsets)}
+        labels = np.array([label_of[_synset(entry)] for entry in entries], dtype=np.int64)
 
         chosen = choose_split(labels, split, val_fraction, split_seed, self.folder)
         sources = [f"shapenet_pc/{entries[i]}" for i in chosen]
@@ -81,25 +80,26 @@ def find_layout(root: str | Path | None) -> Path:
         Ewa3dError: no such root, or no such folder there.
     """
     home = find_root(root, _GET_IT)
-    for folder in (home, *(home / name for name in _FOLDERS)):
+    for folder in (home, *(home / name for name in FOLDERS)):
         if (folder / "shapenet_pc").is_dir() and (folder / "ShapeNet-55").is_dir():
             return folder
     raise Ewa3dError(
         f"{home}: no ShapeNet55 in it; looked for the folders shapenet_pc and ShapeNet-55 there and in "
-        f"{' and '.join(_FOLDERS)}: give the right root ({_GET_IT})"
+        f"{' and '.join(FOLDERS)}: give the right root ({_GET_IT})"
     )
 
 
-def _list_of(folder: Path, official: str) -> Path:
+def list_of(folder: Path, official: str) -> Path:
     return folder / "ShapeNet-55" / f"{official}.txt"
 
 
-def _read_list(path: Path) -> list[str]:
+def read_list(path: Path) -> list[str]:
     """The file names that a list has."""
     entries = read_lines(path, _GET_IT)
     for entry in entries:
-        if not _ENTRY.fullmatch(entry) or not entry.isprintable():
-            raise Ewa3dError(f"{path}: {entry!r} is no file name <synset>-<id>.npy: mend the list")
+        if not _ENTRY.fullmatch(entry):
+            raise Ewa3dError(f"{path}: {quoted(entry)} is no file name <synset>-<id>.npy: mend the list")
+        check_name(entry, path)
     return entries
 
 
@@ -111,7 +111,7 @@ def _read_clouds(folder: Path, sources: Sequence[str], seeds: NDArray[np.int64])
     """The files ``sources``, normalised, each in a random order of its own: ``(n, P, 3)``."""
     clouds: NDArray[np.float32] | None = None
     for row, source in enumerate(track(sources, "reading ShapeNet55", len(sources))):
-        cloud = to_unit_sphere(_read_cloud(folder / source))
+        cloud = to_unit_sphere(read_cloud(folder / source))
         if clouds is None:
             clouds = np.empty((len(sources), *cloud.shape), dtype=np.float32)
         if len(cloud) != clouds.shape[1]:
@@ -124,7 +124,7 @@ def _read_clouds(folder: Path, sources: Sequence[str], seeds: NDArray[np.int64])
     return clouds
 
 
-def _read_cloud(path: Path) -> NDArray[np.float64]:
+def read_cloud(path: Path) -> NDArray[np.float64]:
     """The points ``(P, 3)`` of an ``.npy`` file."""
     again = f"mend the file or get it again ({_GET_IT})"
     try:
@@ -132,7 +132,7 @@ def _read_cloud(path: Path) -> NDArray[np.float64]:
         points = as_points(np.lib.format.open_memmap(path, mode="r"), "the array")
     except FileNotFoundError:
         raise Ewa3dError(f"{path}: missing, but listed: get the file, or mend the list") from None
-    except (OSError, ValueError, TypeError, EOFError, SyntaxError) as why:
+    except Exception as why:  # on bytes that are no such file, NumPy raises whatever it stumbles over
         raise Ewa3dError(f"{path}: no readable array of points ({first_line(why)}): {again}") from None
     if not len(points):
         raise Ewa3dError(f"{path}: an empty cloud: {again}")

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, quoted
 from ..progress import track
 from .roots import cache_root
 
@@ -134,6 +134,7 @@ def _fingerprint(folder: Path, files: Sequence[str]) -> str:
 def _read_cache(path: Path, fingerprint: str, normals: bool, parts: bool) -> Flat | None:
     """What the cache file holds, or ``None`` where it is absent, of other files, or damaged."""
     try:
+        # read here and not by `hdf5.Reader`, as data is: we wrote it, to the user's own folder, with checksums
         with h5py.File(path, "r") as file:
             if file.attrs.get("fingerprint") != fingerprint:
                 return None
@@ -237,9 +238,9 @@ def _blame(path: Path, rows: RowFormat) -> str:
                 try:
                     value = np.float32(float(cell))
                 except ValueError:
-                    return f"{path}, line {number}: {cell.strip()!r} is not a number: get the file again"
+                    return f"{path}, line {number}: {quoted(cell.strip())} is not a number: get the file again"
                 if column < 3 and not np.isfinite(value):
                     return f"{path}, line {number}: a coordinate is NaN or infinite: get the file again"
             if rows.parts and not _is_part(value):
-                return f"{path}, line {number}: {cell.strip()!r} is not the id of a part: get the file again"
+                return f"{path}, line {number}: {quoted(cell.strip())} is not the id of a part: get the file again"
     return f"{path}: not a text file of lines {rows}: get the file again"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ..data import DATASETS, FEW_SHOT, SCANOBJECTNN
-from ..errors import Ewa3dError, first_line
+from ..errors import Ewa3dError, first_line, quoted, shorten
 from .schema import GROUPS, Config, RouterConfig
+
+_LARGEST = 1 << 20  # bytes of a YAML file
+_MOST_VALUES = 100_000  # in it
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), base: Any = None) -> Config:
@@ -28,7 +32,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
     if path is not None:
         path = Path(path)
         try:
-            layers.append((str(path), OmegaConf.load(path)))
+            layers.append((str(path), read_yaml(path)))
         except FileNotFoundError:
             near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
             hint = f"did you mean {path.parent / near[0]}?" if near else "recipes are in configs/"
@@ -42,21 +46,52 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = (), b
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key:
-            raise Ewa3dError(f"{item!r} is no key=value: write for example train.epochs=10")
+            raise Ewa3dError(f"{quoted(item)} is no key=value: write for example train.epochs=10")
         try:
-            layers.append((f"{item!r}", OmegaConf.from_dotlist([item])))
+            layers.append((quoted(item), OmegaConf.from_dotlist([item])))
         except Exception as error:
-            raise Ewa3dError(f"{item!r} cannot be read as YAML: {first_line(error)}") from error
+            raise Ewa3dError(f"{quoted(item)} cannot be read as YAML: {first_line(error)}") from error
     for where, layer in layers:
         if not isinstance(layer, DictConfig) and not isinstance(layer, dict):
             raise Ewa3dError(f"{where}: not a table of keys: write for example `train: {{epochs: 10}}`")
         try:
             config = cast(DictConfig, OmegaConf.merge(config, layer))
-        except OmegaConfBaseException as error:
+        except Exception as error:  # OmegaConf's own, and what its grammar of references stumbles over
             raise Ewa3dError(_explain(where, error)) from None
-    checked = cast(Config, OmegaConf.to_object(config))
+    try:
+        checked = cast(Config, OmegaConf.to_object(config))  # now references to other keys are followed
+    except Exception as error:
+        raise Ewa3dError(_explain(str(path or "the configuration"), error)) from None
     _check(checked)
     return checked
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds, as OmegaConf has it.
+
+    Raises:
+        OSError: it cannot be opened.
+        Exception: whatever PyYAML and OmegaConf say about what is no YAML; ValueError where it is far larger than a
+            recipe is, perhaps only by what its aliases stand for.
+    """
+    text = path.read_bytes()
+    if len(text) > _LARGEST:
+        raise ValueError(f"it has {len(text)} bytes, and may have {_LARGEST}")
+    _count(yaml.compose(text, yaml.SafeLoader), {})
+    return OmegaConf.load(io.BytesIO(text))
+
+
+def _count(node: yaml.Node | None, counts: dict[int, int]) -> int:
+    """How many values a node stands for, with all that aliases repeat."""
+    if id(node) not in counts:
+        counts[id(node)] = _MOST_VALUES  # were it in itself
+        inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in inner for part in pair]
+        counts[id(node)] = 1 + sum(_count(part, counts) for part in inner)
+    if counts[id(node)] > _MOST_VALUES:
+        raise ValueError(f"its aliases make more than {_MOST_VALUES} values of it")
+    return counts[id(node)]
 
 
 def to_yaml(config: Config) -> str:
@@ -96,7 +131,7 @@ def _check(config: Config) -> None:
         if choices and value not in choices:
             near = difflib.get_close_matches(value, choices, n=1)
             hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(choices)}"
-            raise Ewa3dError(f"{key}={value}: no such choice: {hint}")
+            raise Ewa3dError(f"{key}={shorten(str(value))}: no such choice: {hint}")
         if least is not None and not value >= least:  # NaN fails too
             raise Ewa3dError(f"{key}={value}: must be {least} or more")
     if config.model.group_size > config.data.num_points:
@@ -146,8 +181,8 @@ def _check(config: Config) -> None:
         raise Ewa3dError("train.select=val needs a validation split: set data.val_fraction above 0, or take last")
 
 
-def _explain(where: str, error: OmegaConfBaseException) -> str:
-    key = error.full_key or ""
+def _explain(where: str, error: Exception) -> str:
+    key = shorten(getattr(error, "full_key", None) or "")
     kind = type(error).__name__
     if kind in ("ConfigKeyError", "ConfigAttributeError"):
         near = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.4)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue
 
-from ..errors import Ewa3dError, first_line
+from ..errors import Ewa3dError, first_line, quoted, shorten
 from ..files import write_atomically
-from .config import load_config
+from .config import load_config, read_yaml
 from .run import check_same, load_run_config, read_rows
 from .schema import Config
 from .tasks import Classification, PartSegmentation, Pretraining
@@ -113,7 +113,7 @@ def load_study(path: Path) -> Study:
             of the wrong type, or names an arm or a task that the file does not have.
     """
     try:
-        layer = OmegaConf.load(path)
+        layer = read_yaml(path)
     except OSError as error:
         raise Ewa3dError(f"{path}: this study file cannot be read: {error.strerror}") from error
     except Exception as error:  # PyYAML and OmegaConf raise many kinds, all of them about this file
@@ -124,10 +124,10 @@ def load_study(path: Path) -> Study:
         _check_shape(cast(dict[str, Any], OmegaConf.to_container(layer)))
         study = cast(Study, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Study), layer)))
         _check(study)
-    except OmegaConfBaseException as error:
-        raise Ewa3dError(f"{path}: {_explain(error)}") from None
     except Ewa3dError as error:
         raise Ewa3dError(f"{path}: {error}") from None
+    except Exception as error:  # OmegaConf's own, and what its grammar of references stumbles over
+        raise Ewa3dError(f"{path}: {_explain(error)}") from None
     return study
 
 
@@ -204,9 +204,9 @@ def opening_comment(path: Path) -> str:
     return " ".join(line.lstrip("#").strip() for line in lines)
 
 
-def _explain(error: OmegaConfBaseException) -> str:
+def _explain(error: Exception) -> str:
     """What OmegaConf found, with the nearest right key where one is unknown."""
-    key = error.full_key or ""
+    key = shorten(getattr(error, "full_key", None) or "")
     group, _, rest = key.partition(".")
     kind = {"tasks": TaskSpec, "arms": ArmSpec}.get(group, Study) if "." in rest else Study
     known = [f.name for f in fields(kind)]
@@ -234,7 +234,7 @@ def _check_shape(raw: Mapping[str, Any]) -> None:
             raise Ewa3dError(f"{where}: not a list: write [{value}]")
         wrong = [item for item in value or () if where.endswith(".set") and not isinstance(item, str)]
         if wrong:
-            raise Ewa3dError(f"{where}: {wrong[0]} is no key=value: write for example 'train.epochs=10'")
+            raise Ewa3dError(f"{where}: {shorten(str(wrong[0]))} is no key=value: write for example 'train.epochs=10'")
 
 
 def _check(study: Study) -> None:
@@ -245,7 +245,9 @@ def _check(study: Study) -> None:
         raise Ewa3dError(f"seeds: {study.seeds}: they must differ and be 0 or more")
     for name in (*study.tasks, *study.arms):
         if not _NAME.fullmatch(name):
-            raise Ewa3dError(f"{name!r} becomes a folder: take letters, digits and _.- for names of tasks and arms")
+            raise Ewa3dError(
+                f"{quoted(name)} becomes a folder: take letters, digits and _.- for names of tasks and arms"
+            )
     _check_names("baseline", [study.baseline], study.arms)
     for name, arm in study.arms.items():
         _check_names(f"arms.{name}.tasks", arm.tasks or (), study.tasks)
@@ -264,4 +266,4 @@ def _check_names(where: str, names: Sequence[str], known: Mapping[str, Any]) -> 
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise Ewa3dError(f"{where}: {name}: no such name: {hint}")
+            raise Ewa3dError(f"{where}: {shorten(name)}: no such name: {hint}")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -22,12 +21,15 @@ from ..ewa import RoutedExperts, expert_layers, upcycle
 from ..files import write_atomically
 from .backbone import PointTransformer
 from .graph import save_onnx, save_program
+from .hub import download
 from .official import from_official, is_official, to_official
 from .registry import create_model
 from .relatives import name_relative
 from .segmentation import PartSegmenter
 
 _SUFFIXES = {"official": ".pth", "onnx": ".onnx", "pt2": ".pt2"}  # of save_pretrained's single files
+_COUNTS = {"depth", "decoder_depth", "num_experts"}  # options of which every one more makes more weights
+_SPARE = 10_000_000  # values by which a model and its file may differ before the model is made
 _CONTAINERS = ("base_model", "model", "model_state_dict", "state_dict")
 
 # where a shape that differs means another architecture; elsewhere (a head for other classes) it is left fresh
@@ -122,8 +124,8 @@ def read_weights(
     if path.suffix == ".safetensors":
         try:
             state: Any = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise Ewa3dError(f"{path} is no readable safetensors file ({error}): get it again") from error
+        except Exception as error:  # its own errors, the system's, and those of types that PyTorch lacks
+            raise Ewa3dError(f"{path} is no readable safetensors file ({first_line(error)}): get it again") from error
     else:
         state = _load_pth(path)
         for container in _CONTAINERS:
@@ -182,10 +184,8 @@ def save_pretrained(
         ValueError: the model still has experts that are to be merged, an unknown format, a model that has no official
             counterpart.
     """
+    check_format(model, format)
     layers = expert_layers(model)
-    for name, layer in layers.items():
-        if format != "ewa3d" or not isinstance(layer, RoutedExperts):
-            raise ValueError(f"{name} is an expert layer: save ewa3d.merge(model) instead")
     path = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if format == "ewa3d":
@@ -198,8 +198,6 @@ def save_pretrained(
             config["experts"] = {"where": list(layers), **call}
         write_atomically(path / "config.json", json.dumps(config, indent=2) + "\n")
         return path
-    if format not in _SUFFIXES:
-        raise ValueError(f"unknown format {format!r}: choose one of ewa3d, {', '.join(_SUFFIXES)}")
     path = path if path.suffix else path.with_suffix(_SUFFIXES[format])
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "official":
@@ -217,27 +215,65 @@ def save_pretrained(
     return path
 
 
-def from_pretrained(path: str | os.PathLike[str]) -> PointTransformer:
-    """The model in a folder that `save_pretrained` (or a run's ``export/``) wrote, in eval mode; with its experts
-    where these are routed.
+def check_format(model: nn.Module, format: str) -> None:
+    """Raise `ValueError` where `save_pretrained` cannot write a model in a format."""
+    for name, layer in expert_layers(model).items():
+        if format != "ewa3d" or not isinstance(layer, RoutedExperts):
+            raise ValueError(f"{name} is an expert layer: save ewa3d.merge(model) instead")
+    if format != "ewa3d" and format not in _SUFFIXES:
+        raise ValueError(f"unknown format {format!r}: choose one of ewa3d, {', '.join(_SUFFIXES)}")
+
+
+def from_pretrained(path: str | os.PathLike[str], **options: Any) -> PointTransformer:
+    """The model in a folder that `save_pretrained` (or a run's ``export/``) wrote, or on the Hugging Face Hub, in eval
+    mode; with its experts where these are routed.
+
+    Args:
+        path: the folder; or, as a text that is none, the name of a model on the Hub, ``user/name``. It is downloaded
+            once and then comes from the cache.
+        options: for the Hub, of `huggingface_hub.snapshot_download`: ``revision``, ``token``, ``cache_dir``,
+            ``force_download``, ``local_files_only``.
 
     Raises:
-        Ewa3dError: no such folder, or its files are not those of an export.
+        Ewa3dError: no such folder, or its files are not those of an export; no such model on the Hub, or no answer.
     """
     folder = Path(path)
+    if isinstance(path, str) and not folder.exists():
+        folder = download(path, **options)
     file = folder / "config.json"
+    if not file.is_file():
+        raise Ewa3dError(f"{folder} is no export: it has no config.json; a run's is in its export/ folder")
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
-        model = create_model(**metadata.pop("model"))
-        if experts := metadata.pop("experts", None):
-            upcycle(model, **experts)
-    except FileNotFoundError:
-        raise Ewa3dError(f"{folder} is no export: it has no config.json; a run's is in its export/ folder") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Ewa3dError(f"{file} does not describe a model ({error}): export it again") from error
+        call, experts = metadata.pop("model"), metadata.pop("experts", None) or {}
+        _check_claims(call, experts, read_weights(folder)[0])
+        model = _build(call, experts)
+    except Ewa3dError:
+        raise
+    except Exception as error:  # a value of a wrong type or size may fail anywhere
+        raise Ewa3dError(f"{file} does not describe a model ({first_line(error)}): export it again") from error
     model.metadata = metadata
     load_pretrained(model, folder, strict=True)
     return model.eval()
+
+
+def _check_claims(options: Mapping[str, Any], experts: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise where a model would be far larger than its weights, or read those of another file."""
+    if "pretrained" in options:
+        raise ValueError("pretrained: an export has its own weights")
+    for name, count in (*options.items(), *experts.items()):
+        if name in _COUNTS and count is not None and count > len(state):
+            raise ValueError(f"{name}={count}, and there are {len(state)} weights")
+    with torch.device("meta"):  # without memory
+        claimed = sum(value.numel() for value in _build(options, experts).state_dict().values())
+    found = sum(value.numel() for value in state.values())
+    if claimed > 2 * found + _SPARE:
+        raise ValueError(f"it has {claimed} values, and its weights have {found}")
+
+
+def _build(options: Mapping[str, Any], experts: Mapping[str, Any]) -> PointTransformer:
+    model = create_model(**options)
+    return upcycle(model, **experts) if experts else model
 
 
 class _Score:
