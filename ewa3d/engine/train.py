@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
+from ..data.check import unlike_published
 from ..errors import Ewa3dError, Interrupted
 from ..ewa import is_routed, merge, merge_report
 from ..models import from_pretrained
@@ -52,8 +53,9 @@ def train(config: Config) -> dict[str, Any]:
         set_seed(config.train.seed, device_specific=True)  # processes augment and partition differently
         progress = resume(session, run) if config.run.resume else Progress()
         session.scheduler.step_update(progress.step)
-        for note in notes:
-            run.log(note)
+        for note in [*notes, unlike_published(config.data.name, config.data.root)]:
+            if note:
+                run.log(note)
         with StopRequest() as stop:
             for epoch in range(progress.epoch + 1, config.train.epochs + 1):
                 row = train_epoch(session, progress, epoch, stop, run.last_good)

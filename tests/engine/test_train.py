@@ -210,3 +210,9 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(tiny_config):
     assert 18 <= rates.index(max(rates)) <= 21
     assert rates[-1] == pytest.approx(1e-6)
     assert all(a >= b for a, b in pairwise(rates[21:]))
+
+
+def test_a_set_of_other_size_than_published_is_told_at_the_start(real_data, tiny_config, capsys):
+    root = real_data / "modelnet40_normal_resampled"
+    train(tiny_config("data.name=modelnet40", f"data.root={root}", "train.batch_size=4", "train.epochs=1"))
+    assert f"{root}: train 23 (published 9,843), test 18 (published 2,468): scores do not" in capsys.readouterr().out
