@@ -214,5 +214,6 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(tiny_config):
 
 def test_a_set_of_other_size_than_published_is_told_at_the_start(real_data, tiny_config, capsys):
     root = real_data / "modelnet40_normal_resampled"
-    train(tiny_config("data.name=modelnet40", f"data.root={root}", "train.batch_size=4", "train.epochs=1"))
+    keys = ["data.name=modelnet40", f"data.root={root}", "data.train_split=trainval", "train.select=last"]
+    train(tiny_config(*keys, "data.per_class=null", "train.batch_size=4", "train.epochs=1"))
     assert f"{root}: train 23 (published 9,843), test 18 (published 2,468): scores do not" in capsys.readouterr().out
