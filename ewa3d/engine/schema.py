@@ -108,7 +108,9 @@ class EwaConfig:
     )
     init: str = option("copy", "experts start as copies or anew", ("copy", "independent"))
     expert_lr: float = option(
-        1.0, "the experts' learning rate, times the others'; the square root of num_experts evens their pace", least=0
+        1.0,
+        "the experts' learning rate, times the others'; sqrt(num_experts) evens their pace, and scored worse",
+        least=0,
     )
     router: RouterConfig = field(default_factory=RouterConfig)
 
