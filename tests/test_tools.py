@@ -84,6 +84,13 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tool, monkeypatch, capsys):
     assert stopped.value.code == 130 and capsys.readouterr().err == f"interrupted{resume.get(tool, '')}\n"
 
 
+def test_a_reader_that_has_seen_enough_gets_no_traceback():
+    code = "from ewa3d.engine.cli import run_command; run_command(lambda: [print('line') for _ in range(100_000)])"
+    shell = f'"{sys.executable}" -c "{code}" | head -n 1'
+    result = subprocess.run(shell, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("line\n", "")
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ def run_command(main: Callable[[], None], when_interrupted: str = "interrupted")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
+    except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Ewa3dError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
