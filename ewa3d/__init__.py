@@ -12,7 +12,7 @@
 from .engine.predict import predict
 from .errors import Ewa3dError
 from .ewa import ExpertAverager, Experts, aux_loss, merge, upcycle
-from .models import create_model, from_pretrained, list_models, load_pretrained, save_pretrained
+from .models import create_model, from_pretrained, list_models, load_pretrained, push_to_hub, save_pretrained
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "load_pretrained",
     "merge",
     "predict",
+    "push_to_hub",
     "save_pretrained",
     "upcycle",
 ]

@@ -1,10 +1,24 @@
-"""The one exception that means "you can mend this": command lines print it as one line and exit with code 2."""
+"""What command lines end with in one line: the exception that means "you can mend this", and that of a signal."""
 
 _MOST = 200  # letters of what is told of a value or an exception
 
 
 class Ewa3dError(Exception):
     """What is wrong, where, and the mend, in one line. For bad input (a file, a value, a folder), never for a bug."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work: a command line says so in one line and exits with 128 + ``signum``.
+
+    Args:
+        signum: which signal.
+        message: the line; empty for none, ``None`` for the command line's own.
+    """
+
+    def __init__(self, signum: int, message: str | None = None):
+        super().__init__(message or "")
+        self.signum = signum
+        self.message = message
 
 
 def first_line(error: BaseException) -> str:

@@ -84,6 +84,29 @@ def test_predicting(folder, capsys):
     assert "'bed'" in capsys.readouterr().out
 
 
+def test_to_the_hub_and_back(folder, monkeypatch):
+    export = ewa3d.save_pretrained(ewa3d.create_model("point_mae_tiny"), folder / "runs" / "modelnet40_cpu" / "export")
+    pushed = []
+
+    class Api:  # of huggingface_hub, with nothing behind it
+        def __init__(self, token=None):
+            self.repo_id = "user/name"
+
+        def create_repo(self, repo_id, private, exist_ok):
+            pushed.append((repo_id, private))
+            return self
+
+        def upload_folder(self, *, folder_path, **_):
+            pushed.append(sorted(path.name for path in folder_path.iterdir()))
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    monkeypatch.setattr("ewa3d.models.hub.snapshot_download", lambda repo_id, **_: str(export))
+    names = {"ewa3d": ewa3d}
+    exec(block("push_to_hub"), names)
+    assert pushed == [("user/name", True), ["README.md", "config.json", "model.safetensors"]]
+    assert names["model"].num_classes == 40
+
+
 def test_any_vit():
     names: dict = {}
     exec(block("import timm"), names)

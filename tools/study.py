@@ -1,6 +1,5 @@
 """Compare ways to train: every arm on every task with every seed, in one table, with differences paired by seed."""
 
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.jobs < 1:
         raise Ewa3dError(f"--jobs {args.jobs}: must be 1 or more")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: it ends the trainings too
 
     from ewa3d.engine.study_runs import Training, run_study  # importing torch takes seconds
 

@@ -252,9 +252,12 @@ def to_unit_sphere(points: ArrayLike) -> NDArray[np.float64]:
     In float64, so that neither many points nor large coordinates cost digits.
 
     Args:
-        points: ``(..., P, 3)``; of a cloud whose points are all one, all become the origin.
+        points: ``(..., P, 3)``, finite, of any size; of a cloud whose points are all one, all become the origin.
     """
     centred: NDArray[np.float64] = np.array(points, dtype=np.float64)
+    centred[(centred == centred[..., :1, :]).all(axis=(-2, -1))] = 0  # their mean may not be quite what they are
+    # a power of two costs no digit, and then neither the sum nor the squares leave the range of floats
+    np.ldexp(centred, -np.frexp(np.abs(centred).max(axis=(-2, -1), keepdims=True))[1], out=centred)
     centred -= centred.mean(axis=-2, keepdims=True)
     largest = np.sqrt(np.einsum("...c,...c->...", centred, centred).max(axis=-1))[..., None, None]
     return centred / np.where(largest > 0, largest, 1)

@@ -65,7 +65,7 @@ class ModelNet40(PointClouds):
         if self.layout == "text":
             stored = _read_text(self.folder, official, class_names, normals, cache)
         else:
-            stored = {"hdf5": _read_hdf5, "dat": _read_dat}[self.layout](self.folder, official, normals)
+            stored = {"hdf5": _read_hdf5, "dat": read_dat}[self.layout](self.folder, official, normals)
         if normals and stored.clouds.normals is None:
             raise Ewa3dError(
                 f"{self.folder}: holds no normals (layout {self.layout}): load without them, or point root at "
@@ -123,7 +123,7 @@ def _layout(folder: Path) -> str | None:
 
     if has("train_files.txt", "test_files.txt"):
         return "hdf5"
-    if has(_dat_name("train"), _dat_name("test")) and not any(item.is_dir() for item in folder.iterdir()):
+    if has(dat_name("train"), dat_name("test")) and not any(item.is_dir() for item in folder.iterdir()):
         return "dat"
     return "text" if has("modelnet40_shape_names.txt", "modelnet40_train.txt", "modelnet40_test.txt") else None
 
@@ -131,7 +131,7 @@ def _layout(folder: Path) -> str | None:
 def _is_whole(folder: Path) -> bool:
     """Whether an hdf5 folder has all the files it lists."""
     try:
-        return all(path.is_file() for split in ("train", "test") for path in _listed_h5(folder, split))
+        return all(path.is_file() for split in ("train", "test") for path in listed_files(folder, split))
     except Ewa3dError:
         return False
 
@@ -139,7 +139,7 @@ def _is_whole(folder: Path) -> bool:
 # hdf5
 
 
-def _listed_h5(folder: Path, split: str) -> list[Path]:
+def listed_files(folder: Path, split: str) -> list[Path]:
     # The official lists have paths of the machine that made them: only the file names count.
     listing = folder / f"{split}_files.txt"
     names = [re.split(r"[\\/]", line)[-1] for line in read_lines(listing, _GET_IT)]
@@ -149,7 +149,7 @@ def _listed_h5(folder: Path, split: str) -> list[Path]:
 
 
 def _read_hdf5(folder: Path, split: str, normals: bool) -> Stored:
-    paths = _listed_h5(folder, split)
+    paths = listed_files(folder, split)
     for path in paths:
         if not path.is_file():
             raise Ewa3dError(f"{path}: missing, but {split}_files.txt lists it: get the data again ({_GET_IT})")
@@ -159,12 +159,12 @@ def _read_hdf5(folder: Path, split: str, normals: bool) -> Stored:
 # modelnet40_normal_resampled
 
 
-def _dat_name(split: str) -> str:
+def dat_name(split: str) -> str:
     return f"modelnet40_{split}_8192pts_fps.dat"
 
 
-def _read_dat(folder: Path, split: str, normals: bool) -> Stored:
-    path = folder / _dat_name(split)
+def read_dat(folder: Path, split: str, normals: bool) -> Stored:
+    path = folder / dat_name(split)
     content = load_arrays(path)
     try:
         clouds, labels = content

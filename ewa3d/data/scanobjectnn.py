@@ -14,7 +14,7 @@ from .roots import find_root
 from .splits import choose_split
 
 _GET_IT = "datasets/README.md says where from"
-_FOLDERS = ("ScanObjectNN", "scanobjectnn", "h5_files", "ScanObjectNN/h5_files")
+FOLDERS = ("ScanObjectNN", "scanobjectnn", "h5_files", "ScanObjectNN/h5_files")
 CLASS_NAMES = (
     "bag",
     "bin",
@@ -97,13 +97,13 @@ def find_file(variant: str, root: str | Path | None, official: str) -> Path:
     if variant not in VARIANTS:
         raise Ewa3dError(f"ScanObjectNN has no variant {variant!r}: take one of {', '.join(VARIANTS)}")
     home = find_root(root, _GET_IT)
-    for place in (home, *(home / name for name in _FOLDERS)):
+    for place in (home, *(home / name for name in FOLDERS)):
         if any((place / folder).is_dir() for folder, _ in VARIANTS.values()):
             break
     else:
         raise Ewa3dError(
             f"{home}: no ScanObjectNN in it; looked for main_split and main_split_nobg here and in "
-            f"{', '.join(_FOLDERS)}: give the right root ({_GET_IT})"
+            f"{', '.join(FOLDERS)}: give the right root ({_GET_IT})"
         )
     folder, name = VARIANTS[variant]
     path = place / folder / f"{official}_{name}"

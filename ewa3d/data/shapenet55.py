@@ -19,7 +19,7 @@ from .roots import find_root
 from .splits import choose_split
 
 _GET_IT = "datasets/README.md says where to get it"
-_FOLDERS = ("ShapeNet55-34", "ShapeNet55")
+FOLDERS = ("ShapeNet55-34", "ShapeNet55")
 _ENTRY = re.compile(r"(?P<synset>[^-/\\]+)-[^/\\]+\.npy")
 
 
@@ -59,11 +59,9 @@ class ShapeNet55(PointClouds):
         self.split = split
         self.folder = find_layout(root)
         official = "test" if split == "test" else "train"
-        lists = {
-            name: _read_list(path) for name in ("train", "test") if (path := _list_of(self.folder, name)).is_file()
-        }
+        lists = {name: read_list(path) for name in ("train", "test") if (path := list_of(self.folder, name)).is_file()}
         if official not in lists:
-            raise Ewa3dError(f"{_list_of(self.folder, official)}: missing: get the data again ({_GET_IT})")
+            raise Ewa3dError(f"{list_of(self.folder, official)}: missing: get the data again ({_GET_IT})")
         synsets = sorted({_synset(entry) for entries in lists.values() for entry in entries})
         entries = lists[official]
         label_of = {synset: label for label, synset in enumerate(synsets)}
@@ -82,20 +80,20 @@ def find_layout(root: str | Path | None) -> Path:
         Ewa3dError: no such root, or no such folder there.
     """
     home = find_root(root, _GET_IT)
-    for folder in (home, *(home / name for name in _FOLDERS)):
+    for folder in (home, *(home / name for name in FOLDERS)):
         if (folder / "shapenet_pc").is_dir() and (folder / "ShapeNet-55").is_dir():
             return folder
     raise Ewa3dError(
         f"{home}: no ShapeNet55 in it; looked for the folders shapenet_pc and ShapeNet-55 there and in "
-        f"{' and '.join(_FOLDERS)}: give the right root ({_GET_IT})"
+        f"{' and '.join(FOLDERS)}: give the right root ({_GET_IT})"
     )
 
 
-def _list_of(folder: Path, official: str) -> Path:
+def list_of(folder: Path, official: str) -> Path:
     return folder / "ShapeNet-55" / f"{official}.txt"
 
 
-def _read_list(path: Path) -> list[str]:
+def read_list(path: Path) -> list[str]:
     """The file names that a list has."""
     entries = read_lines(path, _GET_IT)
     for entry in entries:
@@ -113,7 +111,7 @@ def _read_clouds(folder: Path, sources: Sequence[str], seeds: NDArray[np.int64])
     """The files ``sources``, normalised, each in a random order of its own: ``(n, P, 3)``."""
     clouds: NDArray[np.float32] | None = None
     for row, source in enumerate(track(sources, "reading ShapeNet55", len(sources))):
-        cloud = to_unit_sphere(_read_cloud(folder / source))
+        cloud = to_unit_sphere(read_cloud(folder / source))
         if clouds is None:
             clouds = np.empty((len(sources), *cloud.shape), dtype=np.float32)
         if len(cloud) != clouds.shape[1]:
@@ -126,7 +124,7 @@ def _read_clouds(folder: Path, sources: Sequence[str], seeds: NDArray[np.int64])
     return clouds
 
 
-def _read_cloud(path: Path) -> NDArray[np.float64]:
+def read_cloud(path: Path) -> NDArray[np.float64]:
     """The points ``(P, 3)`` of an ``.npy`` file."""
     again = f"mend the file or get it again ({_GET_IT})"
     try:

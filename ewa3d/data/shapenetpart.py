@@ -22,7 +22,7 @@ from .text_clouds import PART_ROWS, Flat, load_text_clouds
 
 _GET_IT = "`python datasets/prepare_shapenetpart.py` gets it"
 _OFFICIAL = ("train", "val", "test")
-_FOLDERS = (
+FOLDERS = (
     "shapenetcore_partanno_segmentation_benchmark_v0_normal",
     "hdf5_data",
     "shapenet_part_seg_hdf5_data",
@@ -71,12 +71,12 @@ class ShapeNetPart(PartClouds):
         if normals and stored.clouds.normals is None:
             raise Ewa3dError(
                 f"{self.folder}: not all of its files hold normals (layout {self.layout}): load without them, or point "
-                f"root at {_FOLDERS[0]}"
+                f"root at {FOLDERS[0]}"
             )
         clouds, part_map = stored.clouds, categories.part_map
         named = f"{categories.named} has {len(part_map.parts)} categories"
         check(stored, self.folder, len(part_map.parts), named, _GET_IT)
-        _check_parts(stored, self.folder, part_map)
+        check_parts(stored, self.folder, part_map)
         _normalise(clouds)
         super().__init__(
             torch.from_numpy(clouds.points),
@@ -97,7 +97,7 @@ def find_layout(root: str | Path | None) -> tuple[Path, str]:
     """
     home = find_root(root, _GET_IT)
     try:
-        for folder in (home, *(home / name for name in _FOLDERS)):
+        for folder in (home, *(home / name for name in FOLDERS)):
             if (folder / CATEGORIES_FILE).is_file() or (folder / "train_test_split").is_dir():
                 return folder, "text"
             if any(_named_for(folder, split) for split in _OFFICIAL):
@@ -105,11 +105,16 @@ def find_layout(root: str | Path | None) -> tuple[Path, str]:
     except OSError as why:
         raise Ewa3dError(f"{home}: cannot be read ({why.strerror or why}): check its rights") from None
     raise Ewa3dError(
-        f"{home}: no ShapeNetPart in it; looked for {', '.join(_FOLDERS)}: give the right root, or {_GET_IT}"
+        f"{home}: no ShapeNetPart in it; looked for {', '.join(FOLDERS)}: give the right root, or {_GET_IT}"
     )
 
 
 # Text
+
+
+def list_of(folder: Path, split: str) -> Path:
+    """Where the list of an official split's shapes is."""
+    return folder / "train_test_split" / f"shuffled_{split}_file_list.json"
 
 
 def read_split_list(path: Path, synsets: Collection[str]) -> list[Shape]:
@@ -161,7 +166,7 @@ def _read_text(folder: Path, official: Sequence[str], categories: Categories, no
 
 def _read_lists(folder: Path, official: Sequence[str], categories: Categories) -> dict[str, list[Shape]]:
     """All split lists that there are; those of ``official`` have shapes."""
-    paths = {split: folder / "train_test_split" / f"shuffled_{split}_file_list.json" for split in _OFFICIAL}
+    paths = {split: list_of(folder, split) for split in _OFFICIAL}
     lists = {
         split: read_split_list(path, categories.synsets)
         for split, path in paths.items()
@@ -185,16 +190,23 @@ def _read_lists(folder: Path, official: Sequence[str], categories: Categories) -
 
 
 def _read_hdf5(folder: Path, official: Sequence[str], normals: bool) -> Stored:
-    paths = []
-    for split in official:
-        found = _named_for(folder, split)
-        if not found:
-            raise Ewa3dError(f"{folder}: has no *{split}*.h5: take another split, or get the data again ({_GET_IT})")
-        for path in found:
-            if any(other in path.name for other in _OFFICIAL if other != split):
-                raise Ewa3dError(f"{path}: its name says two splits: rename it")
-        paths += found
+    paths = [path for split in official for path in list_hdf5(folder, split)]
     return read_h5(paths, _GET_IT, normals=normals, parts=True)
+
+
+def list_hdf5(folder: Path, split: str) -> list[Path]:
+    """The hdf5 files of a split.
+
+    Raises:
+        Ewa3dError: there is none, or the name of one says another split too.
+    """
+    found = _named_for(folder, split)
+    if not found:
+        raise Ewa3dError(f"{folder}: has no *{split}*.h5: take another split, or get the data again ({_GET_IT})")
+    for path in found:
+        if any(other in path.name for other in _OFFICIAL if other != split):
+            raise Ewa3dError(f"{path}: its name says two splits: rename it")
+    return found
 
 
 def _named_for(folder: Path, split: str) -> list[Path]:
@@ -206,7 +218,7 @@ def _named_for(folder: Path, split: str) -> list[Path]:
 # What both layouts share
 
 
-def _check_parts(stored: Stored, folder: Path, part_map: PartMap) -> None:
+def check_parts(stored: Stored, folder: Path, part_map: PartMap) -> None:
     """Raise where a point has a part that is not its category's."""
     counts, parts = stored.clouds.counts, stored.clouds.parts
     assert parts is not None

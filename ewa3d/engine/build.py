@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, DistributedType
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,8 +22,10 @@ from ..models import PointTransformer, create_model, load_pretrained
 from .checkpoint import load_weights, read_state, require_checkpoint
 from .cpu import tune_process, use_plain_attention
 from .schema import Config, TrainConfig
+from .stopping import ignore_signals
 
 Model = TypeVar("Model", bound=nn.Module)
+_SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _ROUTINGS = {"random": "EWA", "topk": "mixture of experts", "fused": "ExFusion"}  # for people
 
 
@@ -43,6 +45,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             non_blocking=torch.cuda.is_available(),  # the copy of a batch to a GPU is not waited for
         ),
     )
+    if (kind := accelerator.distributed_type) in _SHARDING:
+        raise Ewa3dError(
+            f"accelerate is configured for {kind.value}, which cuts weights up among processes, and EWA averages whole "
+            "experts: start with torchrun, or choose multi-GPU in `accelerate config` (the models fit any GPU)"
+        )
     if accelerator.device.type == "cpu":
         tune_process()
     return accelerator
@@ -97,6 +104,7 @@ def train_loader(dataset: Clouds, config: TrainConfig, device: torch.device) -> 
         drop_last=True,
         num_workers=config.num_workers,
         collate_fn=_as_is,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda" and dataset.device.type == "cpu",
     )
 

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, first_line
 from ..files import write_atomically
 
-_MEND = "write the name of the step before it into checkpoints/last"
+_MEND = "run.resume=true goes on from the checkpoint before it"
 _WEIGHTS = {False: "model.safetensors", True: "ema.safetensors"}  # whether of the moving average
 _KEEP = 2  # the newest ones; the best is kept besides
 
@@ -46,25 +46,46 @@ def save_checkpoint(
         state: what else the run needs, as JSON can hold it; ``state["step"]`` is the number of optimizer steps.
         best: whether this is the best epoch so far.
         ema: the moving average of the model, where there is one.
+
+    Raises:
+        Ewa3dError: it cannot be written, as on a full disk. What was there before is as it was.
     """
-    step = state["step"]
+    final = folder / f"step-{state['step']}"
+    temporary = folder / f".{final.name}.tmp"
     tensors, groups = _flatten_optimizer(optimizer)
-    temporary = folder / f".step-{step}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write_atomically(temporary / _WEIGHTS[False], save(_weights(model)))
-    if ema is not None:
-        write_atomically(temporary / _WEIGHTS[True], save(_weights(ema)))
-    write_atomically(temporary / "optimizer.safetensors", save(tensors))
-    write_atomically(temporary / "state.json", json.dumps({**state, "groups": groups}))
-    final = folder / f"step-{step}"
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    write_atomically(folder / "last", final.name + "\n")
-    if best:
-        write_atomically(folder / "best", final.name + "\n")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_atomically(temporary / _WEIGHTS[False], save(_weights(model)))
+        if ema is not None:
+            write_atomically(temporary / _WEIGHTS[True], save(_weights(ema)))
+        write_atomically(temporary / "optimizer.safetensors", save(tensors))
+        write_atomically(temporary / "state.json", json.dumps({**state, "groups": groups}))
+        shutil.rmtree(final, ignore_errors=True)  # a training that was killed before it could point `last` at it
+        os.replace(temporary, final)
+        if best:  # before `last`, which resuming believes: killed in between, the epoch is trained and judged again
+            point_at(final, "best")
+        point_at(final)
+    except OSError as why:
+        shutil.rmtree(temporary, ignore_errors=True)
+        good = next(iter(checkpoints(folder)), None)
+        kept = f"{good.name} is kept, run.resume=true goes on from it" if good else "nothing was saved before"
+        raise Ewa3dError(f"{final}: cannot be written ({why.strerror or why}): make room; {kept}") from why
     _prune(folder)
     return final
+
+
+def point_at(checkpoint: Path, name: str = "last") -> None:
+    """Make ``last`` or ``best`` name this checkpoint."""
+    write_atomically(checkpoint.parent / name, checkpoint.name + "\n")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The step folders to resume from, in this order: the one that ``last`` names, then those before it."""
+    pointer = folder / "last"
+    last = _step(pointer.read_text(encoding="utf-8", errors="replace").strip()) if pointer.is_file() else None
+    steps = {step: path for path in folder.glob("step-*") if (step := _step(path.name)) is not None}
+    return [steps[step] for step in sorted(steps, reverse=True) if last is None or step <= last]
 
 
 def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
@@ -72,10 +93,10 @@ def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
     pointer = folder / name
     if not pointer.is_file():
         return None
-    checkpoint = folder / pointer.read_text().strip()
-    if not (checkpoint / "state.json").is_file():
-        raise Ewa3dError(f"{pointer} names {checkpoint.name}, which is not there: write another step's name into it")
-    return checkpoint
+    named = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    if _step(named) is None or not (folder / named / "state.json").is_file():
+        raise Ewa3dError(f"{pointer} names {named[:80]!r}, which is no checkpoint there: {_MEND}")
+    return folder / named
 
 
 def require_checkpoint(folder: Path, name: str) -> Path:
@@ -102,22 +123,32 @@ def load_weights(checkpoint: Path, model: nn.Module, *, ema: bool = False) -> No
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What `save_checkpoint` was given as ``state``, with the optimizer's ``groups``."""
+    file = checkpoint / "state.json"
     try:
-        return json.loads((checkpoint / "state.json").read_text())
-    except (OSError, ValueError) as error:
-        raise Ewa3dError(f"{checkpoint}/state.json is damaged ({error}): {_MEND}") from error
-
-
-def load_training_state(checkpoint: Path, optimizer: Optimizer) -> dict[str, Any]:
-    """Load the optimizer's state in place and return what `save_checkpoint` was given as ``state``."""
-    state = read_state(checkpoint)
-    flat = _read_tensors(checkpoint / "optimizer.safetensors")
-    per_param: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, _, name = key.partition(".")
-        per_param.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": per_param, "param_groups": state.pop("groups")})
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:
+        raise Ewa3dError(f"{file} is damaged ({first_line(error)}): {_MEND}") from error
+    if not isinstance(state, dict) or not {"epoch", "labels", "groups"} <= state.keys():
+        raise Ewa3dError(f"{file} is not what tools/train.py writes: {_MEND}")
     return state
+
+
+def load_optimizer(checkpoint: Path, optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+    """Load the optimizer's state in place; ``groups`` is that of `read_state`.
+
+    Raises:
+        ValueError: it is another optimizer's.
+    """
+    per_param: dict[int, dict[str, Tensor]] = {}
+    for key, value in _read_tensors(checkpoint / "optimizer.safetensors").items():
+        place, _, name = key.partition(".")
+        per_param.setdefault(int(place), {})[name] = value
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in per_param.items():
+        for name, value in values.items():
+            if value.ndim and value.shape != parameters[index].shape:
+                raise ValueError(f"{name} of parameter {index} has the shape {tuple(value.shape)}")
+    optimizer.load_state_dict({"state": per_param, "param_groups": groups})
 
 
 def random_state() -> dict[str, Any]:
@@ -163,9 +194,17 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise Ewa3dError(f"{path} is damaged or missing ({error}): {_MEND}") from error
 
 
+def _step(name: str) -> int | None:
+    """The step of a checkpoint's name, ``None`` for any other name."""
+    kind, _, number = name.partition("-")
+    return int(number) if kind == "step" and number.isdecimal() and number.isascii() else None
+
+
 def _prune(folder: Path) -> None:
-    best = find_checkpoint(folder, "best")
-    steps = sorted(folder.glob("step-*"), key=lambda p: int(p.name.partition("-")[2]))
-    for old in steps[:-_KEEP]:
-        if old != best:
-            shutil.rmtree(old)
+    """Delete what is not needed any more: the older checkpoints but the best, and halves that a kill has left."""
+    best = (folder / "best").read_text(encoding="utf-8").strip() if (folder / "best").is_file() else None
+    for old in checkpoints(folder)[_KEEP:]:
+        if old.name != best:
+            shutil.rmtree(old, ignore_errors=True)
+    for half in folder.glob(".step-*.tmp"):
+        shutil.rmtree(half, ignore_errors=True)

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
-from ..errors import Ewa3dError
+from ..errors import Ewa3dError, Interrupted
 
 
 def run_command(main: Callable[[], None], when_interrupted: str = "interrupted") -> None:
-    """Run a tool. An `Ewa3dError` is one line on stderr and exit code 2; Ctrl-C exits with 130; the rest is a bug."""
+    """Run a tool. An `Ewa3dError` is one line on stderr and exit code 2, Ctrl-C and SIGTERM are one and 128 + the
+    signal's number; the rest is a bug."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
     except Ewa3dError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(when_interrupted, file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        signum, said = signal.SIGINT.value, None
+        if isinstance(interrupt, Interrupted):
+            signum, said = interrupt.signum, interrupt.message
+        if line := when_interrupted if said is None else said:
+            print(line, file=sys.stderr)
+        sys.exit(128 + signum)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum)
 
 
 def make_parser(description: str, examples: str) -> argparse.ArgumentParser:

@@ -99,6 +99,8 @@ def predict(
     array = points.detach().cpu().numpy() if isinstance(points, Tensor) else np.asarray(points)
     if array.ndim != 2 or array.shape[1] != 3:
         raise ValueError(f"points must be one cloud (N, 3), got {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"points must be numbers (N, 3), got {array.dtype}")
     if num_points is None:
         num_points = (model.metadata.get("data") or {}).get("num_points", 1024)
     if num_points < model.patch_embed.group_size:
@@ -186,10 +188,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _normalise(points: NDArray[Any]) -> Tensor:
     """A finite cloud ``(N, 3)`` in the unit sphere, as ``(1, N, 3)`` float32 on the CPU."""
-    cloud = points.astype(np.float64)
-    # a power of two costs no digit, and then neither the sum nor the squares leave the range of floats
-    np.ldexp(cloud, -np.frexp(np.abs(cloud).max())[1], out=cloud)
-    return torch.from_numpy(to_unit_sphere(cloud).astype(np.float32)).unsqueeze(0)
+    return torch.from_numpy(to_unit_sphere(points).astype(np.float32)).unsqueeze(0)
 
 
 def _draw(cloud: Tensor, num_points: int, seed: int) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
 import sys
 import time
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +16,13 @@ from typing import Any
 
 from ..errors import Ewa3dError
 from ..files import write_atomically
+from .checkpoint import checkpoints
 from .config import load_config, to_yaml
 from .schema import Config
 
 ROUTED = "export_routed"  # beside export/, the model with its router where a run has one
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 # may differ between a run and its continuation
 _FREE = ("run.", "train.device", "train.cuda_graph", "train.num_workers", "eval.", "data.root")
@@ -30,6 +35,13 @@ class _Console(logging.StreamHandler):
         pass
 
 
+class _LogFile(logging.FileHandler):
+    """A full disk ends the training with one clear line, not each line with a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # what `emit` is handling
+
+
 class Run:
     """Opens ``runs/NAME`` for one training: ``config.yaml  log.txt  metrics.jsonl  tensorboard/  checkpoints/``.
 
@@ -38,7 +50,8 @@ class Run:
         main: whether this process writes; of several, one does.
 
     Raises:
-        Ewa3dError: a run is there already (and neither resumed nor overwritten), or differs from the one to resume.
+        Ewa3dError: a run is there already (and neither resumed nor overwritten), or differs from the one to resume, or
+            the folder cannot be written.
     """
 
     def __init__(self, config: Config, *, main: bool = True):
@@ -48,18 +61,18 @@ class Run:
         self.checkpoints = self.dir / "checkpoints"
         self.metrics = self.dir / "metrics.jsonl"
         if main:
-            self._prepare(config)
+            try:
+                self._prepare(config)
+            except OSError as why:
+                raise self._unwritable(why) from why
         self._logger = logging.getLogger(f"ewa3d.run.{id(self)}")
         self._logger.setLevel(logging.INFO)
         self._logger.propagate = False
         self._writer: Any = None
         if main:
-            from torch.utils.tensorboard import SummaryWriter
-
-            file = logging.FileHandler(self.dir / "log.txt", encoding="utf-8")
+            file = _LogFile(self.dir / "log.txt", encoding="utf-8")
             file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             self._logger.handlers = [_Console(sys.stdout), file]
-            self._writer = SummaryWriter(str(self.dir / "tensorboard"))
         else:
             self._logger.handlers = [logging.NullHandler()]
 
@@ -85,10 +98,14 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        for handler in self._logger.handlers:
-            handler.close()
+        full = error if isinstance(error, OSError) and error.errno in _FULL else None
+        with suppress(OSError) if full else nullcontext():  # what could not be written before cannot be now
+            if self._writer is not None:
+                self._writer.close()
+            for handler in self._logger.handlers:
+                handler.close()
+        if full:
+            raise self._unwritable(full) from full
 
     def log(self, message: str) -> None:
         """A line for the person at the console and for ``log.txt``."""
@@ -100,10 +117,26 @@ class Run:
             return
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({**row, "time": round(time.time(), 1)}) + "\n")
+        step = row.get("step", 0)
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # of a run that is resumed, the curves from here on are drawn once
+            self._writer = SummaryWriter(str(self.dir / "tensorboard"), purge_step=step)
         for key, value in row.items():
             if isinstance(value, float):
-                self._writer.add_scalar(key, value, row.get("step", 0))
+                self._writer.add_scalar(key, value, step)
         self._writer.flush()
+
+    def _unwritable(self, why: OSError) -> Ewa3dError:
+        mend = "make room" if why.errno in _FULL else "take another run.dir"
+        return Ewa3dError(f"{self.dir}: cannot be written ({why.strerror or why}): {mend}; {self.last_good}")
+
+    @property
+    def last_good(self) -> str:
+        """What the run can be gone on from, for the error that ends it."""
+        last = next(iter(checkpoints(self.checkpoints)), None)
+        return f"the last good checkpoint is {last}" if last is not None else "there is no checkpoint yet"
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``."""
@@ -119,7 +152,9 @@ class Run:
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's ``metrics.jsonl``; where the run has ended, the last one has its scores and a ``split``."""
     file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+    # a kill may have cut the last line; its epoch is trained again
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def check_same(old: Config, new: Config, folder: Path, *, scored: bool = False, mend: str | None = None) -> None:

@@ -147,6 +147,9 @@ class TrainConfig:
         "without accumulation",
     )
     num_workers: int = option(0, "loader processes; the data is in memory, so 0 is fastest", least=0)
+    skip_nonfinite: bool = option(
+        False, "leave out and count steps whose loss or gradients are not finite, instead of stopping"
+    )
     select: str = option(
         "val", "what chooses the best epoch; test only in recipes called official", ("val", "last", "test")
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,18 @@ from ..ewa import aux_loss, is_routed
 from .schema import Config
 
 Inputs = tuple[Tensor, ...]
-Step = Callable[[Inputs, Tensor], tuple[Tensor, Tensor]]
+
+
+class Step(Protocol):
+    """What `TrainStep` and `GraphedStep` are to the training loop."""
+
+    @property
+    def norm(self) -> Tensor | None: ...
+
+    @property
+    def skipped(self) -> bool: ...
+
+    def __call__(self, inputs: Inputs, truth: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class TrainStep:
@@ -36,6 +48,11 @@ class TrainStep:
         batch's loss ``()``, without a graph, and how many rows were right ``()``, int64. The loss is the cross entropy
         of logits; a model that returns a dict, as one for pretraining, has computed its ``loss`` itself, and no row is
         right. What routers add to the loss that is trained on is not in it, so that it compares between models.
+
+    Attributes:
+        norm: of the gradients of the last optimizer step, before clipping, ``()``; ``None`` where nothing needs it.
+        skipped: with ``train.skip_nonfinite``, whether the last optimizer step was left out; then the model is as it
+            was before, BatchNorm's statistics and all. It is known on the host, so a GPU is waited for.
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer):
@@ -46,18 +63,40 @@ class TrainStep:
         self.clip_grad = config.optim.clip_grad
         self.label_smoothing = config.optim.label_smoothing
         self.routed = is_routed(model)
+        self.norm: Tensor | None = None
+        self.skipped = False
+        self._skips = config.train.skip_nonfinite
+        self._buffers: list[Tensor] | None = None  # before the batches that accumulate for one optimizer step
 
     def __call__(self, inputs: Inputs, truth: Tensor) -> tuple[Tensor, Tensor]:
+        if self._skips and self._buffers is None:
+            self._buffers = [buffer.clone() for buffer in self.model.buffers()]
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model(*inputs)
         loss, right = training_loss(output, truth, self.label_smoothing)
         extra = aux_loss(self.model) if self.routed else None
         self.accelerator.backward(loss if extra is None else loss + extra)
-        if self.accelerator.sync_gradients and self.clip_grad is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        self.optimizer.step()
+        if self.accelerator.sync_gradients:
+            if self.clip_grad is not None or self._skips:
+                limit = math.inf if self.clip_grad is None else self.clip_grad
+                self.norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+            self.skipped = self._skips and self._undone(loss.detach())
+        if not self.skipped:
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.detach(), right
+
+    def _undone(self, loss: Tensor) -> bool:
+        """Take back what batches whose loss or gradients are not finite did to the model; whether there was need to."""
+        assert self.norm is not None and self._buffers is not None
+        bad = (~loss.isfinite() | ~self.norm.isfinite()).float()
+        skipped = bool(self.accelerator.reduce(bad) > 0)  # of all processes
+        if skipped:
+            with torch.no_grad():
+                for buffer, before in zip(self.model.buffers(), self._buffers, strict=True):
+                    buffer.copy_(before)
+        self._buffers = None
+        return skipped
 
 
 def training_loss(output: Any, truth: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
@@ -86,10 +125,11 @@ class GraphedStep:
             of the first.
 
     Call:
-        As `TrainStep`; what it returns is overwritten by the next call.
+        As `TrainStep`; what it returns is overwritten by the next call, ``norm`` too.
     """
 
     warm_up = 3
+    skipped = False
 
     def __init__(self, step: TrainStep):
         self.step = step
@@ -100,6 +140,10 @@ class GraphedStep:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.held: list[Tensor] = []  # inputs and truth, as the graph reads them
         self.result: tuple[Tensor, Tensor]  # as the graph writes it
+
+    @property
+    def norm(self) -> Tensor | None:
+        return self.step.norm
 
     def __call__(self, inputs: Inputs, truth: Tensor) -> tuple[Tensor, Tensor]:
         for rate, group in zip(self.rates, self.step.optimizer.param_groups, strict=True):
@@ -166,6 +210,8 @@ def check_graph(config: Config, accelerator: Accelerator) -> None:
         obstacle = f"it takes one process, and there are {accelerator.num_processes}"
     elif config.train.accumulation > 1:
         obstacle = f"it cannot accumulate, and train.accumulation={config.train.accumulation}"
+    elif config.train.skip_nonfinite:
+        obstacle = "train.skip_nonfinite=true asks after every step whether to take it"
     elif config.ewa is not None and config.ewa.routing == "topk":
         obstacle = "how many tokens an expert gets differs from step to step with ewa.routing=topk"
     if obstacle:

@@ -2,67 +2,29 @@
 
 from __future__ import annotations
 
-import math
+import signal
 import time
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from ..data import Clouds
-from ..errors import Ewa3dError
-from ..ewa import ExpertAverager, is_routed, merge, merge_report
-from ..models import PointTransformer, from_pretrained
+from ..data.check import unlike_published
+from ..errors import Ewa3dError, Interrupted
+from ..ewa import is_routed, merge, merge_report
+from ..models import from_pretrained
 from ..progress import track
-from . import checkpoint as ckpt
-from .build import build_model, eval_loader, make_accelerator, open_split, place, train_loader
+from .build import eval_loader, make_accelerator, open_split, place
+from .checkpoint import set_random_state
 from .evaluate import draw_scores, evaluate, tally_model
 from .export import export_run
-from .optim import decay_groups, make_ema, make_scheduler
 from .probe import describe_probe
 from .run import ROUTED, Run
 from .schema import Config
-from .step import Step, check_graph, make_step
-from .tasks import Task, describe_scores, make_task, score_line
-
-
-@dataclass
-class Session:
-    """What the steps of a training share."""
-
-    config: Config
-    accelerator: Accelerator
-    model: nn.Module  # as accelerate prepared it
-    plain: PointTransformer  # the same, unwrapped
-    loader: DataLoader
-    optimizer: Optimizer
-    step: Step
-    scheduler: CosineLRScheduler
-    averager: ExpertAverager | None
-    ema: ModelEmaV3 | None
-    task: Task
-
-    @property
-    def evaluated(self) -> PointTransformer:
-        """The weights that are validated and exported, experts and all: the moving average's where there is one."""
-        return self.plain if self.ema is None else self.ema.module
-
-
-@dataclass
-class Progress:
-    """How far a training is; a checkpoint holds it."""
-
-    epoch: int = 0  # finished ones
-    step: int = 0  # optimizer steps
-    best: float | None = None
-    best_epoch: int | None = None
+from .session import Progress, Session, Sums, resume, save, start_session
+from .step import check_graph
+from .stopping import FiniteGuard, StopRequest
+from .tasks import describe_scores, score_line
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -72,7 +34,9 @@ def train(config: Config) -> dict[str, Any]:
         The last row of ``metrics.jsonl``: the scores by protocol, the split, the chosen epoch and what chose it.
 
     Raises:
-        Ewa3dError: bad input: a configuration, a dataset, a folder; or a loss that is not finite.
+        Ewa3dError: bad input: a configuration, a dataset, a folder; a loss or gradients that are not finite; a disk
+            that is full.
+        Interrupted: SIGINT or SIGTERM came, and all is saved.
     """
     accelerator = make_accelerator(config.train)
     set_seed(config.train.seed)
@@ -89,96 +53,113 @@ def train(config: Config) -> dict[str, Any]:
         set_seed(config.train.seed, device_specific=True)  # processes augment and partition differently
         progress = resume(session, run) if config.run.resume else Progress()
         session.scheduler.step_update(progress.step)
-        for note in notes:
-            run.log(note)
-
-        for epoch in range(progress.epoch + 1, config.train.epochs + 1):
-            row = train_epoch(session, progress, epoch) | validate(session, select_loader)
-            score = row.get(f"{config.train.select}_{session.task.score}")
-            best = score is None or progress.best is None or session.task.is_better(score, progress.best)
-            if best:
-                progress.best, progress.best_epoch = score, epoch
-            progress.epoch = epoch
-            run.record({"epoch": epoch, "step": progress.step, **row})
-            run.log(_epoch_line(epoch, row, session, best))
-            save(session, run, progress, train_set.metadata, best)
+        for note in [*notes, unlike_published(config.data.name, config.data.root)]:
+            if note:
+                run.log(note)
+        with StopRequest() as stop:
+            for epoch in range(progress.epoch + 1, config.train.epochs + 1):
+                row = train_epoch(session, progress, epoch, stop, run.last_good)
+                if row is None:
+                    save(session, run, progress, best=False)
+                    raise _interrupted(session, run, progress, stop)
+                row |= validate(session, select_loader)
+                score = row.get(f"{config.train.select}_{session.task.score}")
+                best = score is None or progress.best is None or session.task.is_better(score, progress.best)
+                if best:
+                    progress.best, progress.best_epoch = score, epoch
+                progress.epoch = epoch
+                run.record({"epoch": epoch, "step": progress.step, **row})
+                run.log(_epoch_line(epoch, row, session, best))
+                save(session, run, progress, best=best)
+                if stop.agreed(accelerator):
+                    raise _interrupted(session, run, progress, stop)
         return finish(session, run, test_loader, progress)
 
 
-def start_session(config: Config, accelerator: Accelerator, train_set: Clouds) -> tuple[Session, list[str]]:
-    """Model, optimizer and schedules for ``train_set``, and what is to be said of them."""
-    if len(train_set) < config.train.batch_size * accelerator.num_processes:
-        raise Ewa3dError(
-            f"train.batch_size={config.train.batch_size} on {accelerator.num_processes} process(es) is more than the "
-            f"{len(train_set)} training clouds: make it smaller"
-        )
-    plain, notes = build_model(config, train_set.metadata)
-    place(plain, accelerator.device)
-    fused = accelerator.device.type in ("cpu", "cuda")
-    optim, expert_lr = config.optim, config.ewa.expert_lr if config.ewa is not None else 1.0
-    adamw = AdamW(decay_groups(plain, optim.weight_decay, optim.layer_decay, expert_lr), lr=optim.lr, fused=fused)
-    model, optimizer, loader = accelerator.prepare(
-        plain, adamw, train_loader(train_set, config.train, accelerator.device)
-    )
-    step = make_step(config, accelerator, model, optimizer)
-
-    steps_per_epoch = math.ceil(len(loader) / config.train.accumulation)
-    scheduler = make_scheduler(optimizer, config, steps_per_epoch)
-    averager = None
-    if config.ewa is not None:
-        ewa, total = config.ewa, config.train.epochs * steps_per_epoch
-        averager = ExpertAverager(plain, ewa.share_rate, ewa.schedule, total, until=ewa.average_until)
-    ema = None
-    if config.ema is not None:
-        ema = make_ema(config.ema, plain)
-        notes.append(f"moving average of the weights, decay {config.ema.decay}: it is validated and exported")
-    parameters = sum(p.numel() for p in plain.parameters())
-    where = f"{accelerator.device}, {accelerator.num_processes} process(es)"
-    notes.append(f"{train_set} on {where}; {parameters:,} parameters while training")
-    task = make_task(config, train_set.metadata)
-    return Session(config, accelerator, model, plain, loader, optimizer, step, scheduler, averager, ema, task), notes
-
-
-def train_epoch(session: Session, progress: Progress, epoch: int) -> dict[str, float]:
-    """One pass over the training split: moves ``progress.step`` on and returns the epoch's means."""
+def train_epoch(
+    session: Session, progress: Progress, epoch: int, stop: StopRequest | None = None, last_good: str = ""
+) -> dict[str, Any] | None:
+    """One pass over the training split: moves ``progress`` on and returns the epoch's means, or ``None`` where a signal
+    stopped it before its last batch. The arguments are those of `train_steps`."""
     started = time.perf_counter()
-    total, correct, seen = train_steps(session, progress, epoch)
-    mean_loss = float(total) / len(session.loader)
-    if not math.isfinite(mean_loss):
-        raise Ewa3dError(f"the training loss became {mean_loss} in epoch {epoch}: lower optim.lr, or train in fp32")
+    if progress.batch == 0:
+        session.sums = Sums.zero(session.accelerator.device)
+    train_steps(session, progress, epoch, stop, last_good)
+    if progress.batch:
+        return None
+    session.share_buffers()
+    loss, correct, seen, batches = session.sums.of_all_processes(session.accelerator)
+    if not batches:
+        raise Ewa3dError(f"epoch {epoch}: every step was left out, its loss or gradients not finite: lower optim.lr")
     return {
-        "train_loss": mean_loss,
-        **({"train_oa": 100 * float(correct) / seen} if seen else {}),
+        "train_loss": loss / batches,
+        **({"train_oa": 100 * correct / seen} if seen else {}),
+        **({"skipped_steps": progress.skipped} if session.config.train.skip_nonfinite else {}),
         "lr": max(group["lr"] / group.get("lr_scale", 1.0) for group in session.optimizer.param_groups),  # the full one
         "train_seconds": time.perf_counter() - started,
     }
 
 
-def train_steps(session: Session, progress: Progress, epoch: int) -> tuple[Tensor, Tensor, int]:
-    """The steps of `train_epoch`. Returns the sum of the batches' losses and the number of right rows, both still on
-    the device, and the number of all rows, 0 where nothing is right or wrong: the host waits for a GPU nowhere in here.
+def train_steps(
+    session: Session, progress: Progress, epoch: int, stop: StopRequest | None = None, last_good: str = ""
+) -> None:
+    """The steps of `train_epoch`, summed up in ``session.sums``: the host hardly waits for a GPU in here.
+
+    Args:
+        session: what they share.
+        progress: is moved on; its ``batch`` is not 0 afterwards where a signal came before the last batch.
+        epoch: from 1.
+        stop: the signals.
+        last_good: what can be gone on from, for the error where numbers are not finite.
     """
-    accelerator, device = session.accelerator, session.accelerator.device
+    accelerator, config, clouds = session.accelerator, session.config.train, session.loader.dataset
     session.model.train()
     session.loader.set_epoch(epoch)  # type: ignore[attr-defined]
-    total, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    seen = 0
-    bar = {"unit": session.config.train.batch_size, "enabled": accelerator.is_main_process}
-    for batch in track(session.loader, f"epoch {epoch}/{session.config.train.epochs}", len(session.loader), **bar):
+    guard = FiniteGuard(accelerator.device)
+    bar = {"unit": config.batch_size, "enabled": accelerator.is_main_process}
+    batches = track(session.loader, f"epoch {epoch}/{config.epochs}", len(session.loader), **bar)
+    done, progress.batch = progress.batch, 0
+    for number, batch in enumerate(batches, start=1):
+        if number <= done:
+            continue
+        if session.random is not None:
+            set_random_state(session.random)
+            session.random = None
         with accelerator.accumulate(session.model):
             inputs, truth = session.task.training_batch(batch)
             loss, right = session.step(inputs, truth)
-        if accelerator.sync_gradients:  # a real step, not one that only accumulated
+        real = accelerator.sync_gradients  # a real step, not one that only accumulated
+        if config.skip_nonfinite:
+            finite = bool(loss.isfinite())
+        else:
+            finite = True
+            norm = session.step.norm if real else None
+            if guard.note(number, progress.step + 1, batch["index"], loss, norm):
+                guard.look(epoch, clouds, last_good)
+        if finite:
+            session.sums.add(loss, right, truth.numel())
+        if real and session.step.skipped:
+            progress.skipped += 1
+        elif real:
             if session.averager is not None:
                 session.averager.step()
             progress.step += 1
             if session.ema is not None:
                 session.ema.update(session.plain, progress.step)
             session.scheduler.step_update(progress.step)
-        total += loss
-        correct += right
-        seen += truth.numel()
-    return total, correct, seen
+        if real and number < len(session.loader) and stop is not None and stop.agreed(accelerator, progress.step):
+            progress.batch = number
+            break
+    guard.look(epoch, clouds, last_good)
+
+
+def _interrupted(session: Session, run: Run, progress: Progress, stop: StopRequest) -> Interrupted:
+    within = f" and {progress.batch} of {len(session.loader)} batches" if progress.batch else ""
+    line = (
+        f"stopped by {signal.Signals(stop.signum).name} after epoch {progress.epoch}{within}: all is saved, "
+        f"`{run.dir / 'config.yaml'} run.resume=true` goes on"
+    )
+    return Interrupted(stop.signum, line if session.accelerator.is_main_process else "")
 
 
 def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
@@ -198,36 +179,6 @@ def validate(session: Session, loader: DataLoader | None) -> dict[str, Any]:
         scores = session.task.scores(*tallies)
         row |= {f"{config.train.select}_{name}": s for name, s in scores.items() if isinstance(s, float)}
     return row | {"eval_seconds": time.perf_counter() - started}
-
-
-def save(session: Session, run: Run, progress: Progress, labels: dict[str, Any], best: bool) -> None:
-    """Write a checkpoint: one process does, of all their random states."""
-    averager = session.averager.state_dict() if session.averager is not None else None
-    state = {**asdict(progress), "labels": labels, "averager": averager}
-    state["random"] = gather_object([ckpt.random_state()])
-    if session.accelerator.is_main_process:
-        ema = session.ema.module if session.ema is not None else None
-        ckpt.save_checkpoint(run.checkpoints, session.plain, session.optimizer, state, best=best, ema=ema)
-    session.accelerator.wait_for_everyone()
-
-
-def resume(session: Session, run: Run) -> Progress:
-    """Put everything back as the last checkpoint has it."""
-    saved = ckpt.find_checkpoint(run.checkpoints)
-    if saved is None:
-        run.log(f"{run.dir} has no checkpoint yet: starting from the beginning")
-        return Progress()
-    ckpt.load_weights(saved, session.plain)
-    if session.ema is not None:
-        ckpt.load_weights(saved, session.ema.module, ema=True)
-    state = ckpt.load_training_state(saved, session.optimizer)
-    if session.averager is not None:
-        session.averager.load_state_dict(state["averager"])
-    ckpt.set_random_state(state["random"][session.accelerator.process_index])
-    progress = Progress(**{field.name: state[field.name] for field in fields(Progress)})
-    run.forget_after(progress.step)
-    run.log(f"resumed after epoch {progress.epoch} from {saved}")
-    return progress
 
 
 def finish(session: Session, run: Run, loader: DataLoader, progress: Progress) -> dict[str, Any]:
@@ -278,6 +229,8 @@ def _epoch_line(epoch: int, row: dict[str, Any], session: Session, best: bool) -
         short = {"oa": f"{score:.2f} %", "instance_miou": f"mIoU {score:.2f} %"}
         said = short.get(session.task.score) or describe_scores({session.task.score: score})
         parts.append(f"{select} {said}{' *' if best else ''}")
+    if row.get("skipped_steps"):
+        parts.append(f"{row['skipped_steps']} steps left out")
     if "expert_distance" in row:
         parts.append(f"β {row['share_rate']:.3f}, experts {row['expert_distance']:.1e} apart")
     return "  ".join([*parts, f"{row['train_seconds'] + row['eval_seconds']:.0f} s"])

@@ -2,6 +2,7 @@
 
 from .backbone import PointTransformer
 from .classification import PointClassifier
+from .hub import push_to_hub
 from .pretrained import LoadReport, from_pretrained, load_pretrained, save_pretrained
 from .pretraining import MaskedAutoencoder
 from .registry import create_model, list_models
@@ -17,5 +18,6 @@ __all__ = [
     "from_pretrained",
     "list_models",
     "load_pretrained",
+    "push_to_hub",
     "save_pretrained",
 ]

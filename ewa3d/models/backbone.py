@@ -8,6 +8,7 @@ from typing import Any
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from .hub import HubModel
 from .patch_embed import PointPatchEmbed, position_embed
 
 
@@ -17,7 +18,7 @@ def make_blocks(embed_dim: int, depth: int, num_heads: int, drop_path_rate: floa
     return nn.ModuleList(Block(embed_dim, num_heads, drop_path=rate, norm_layer=nn.LayerNorm) for rate in rates)
 
 
-class PointTransformer(nn.Module):
+class PointTransformer(nn.Module, HubModel):
     """Group tokens through a standard pre-norm transformer (Point-BERT, arXiv 2111.14819; Point-MAE, 2203.06604).
 
     The blocks are timm's (scaled dot-product attention, exact GELU); the position embedding of the group centers is

@@ -108,8 +108,10 @@ def position_embed(embed_dim: int) -> nn.Sequential:
 
 
 def as_points(points: Tensor) -> Tensor:
-    """Check that ``points`` is ``(B, N, 3)`` floating point, or raise `ValueError` saying what was given."""
+    """Check that ``points`` is ``(B, N, 3)`` of any floating type, or raise `ValueError` saying what was given."""
     if not isinstance(points, torch.Tensor) or points.ndim != 3 or points.shape[-1] != 3:
         shape = tuple(points.shape) if isinstance(points, torch.Tensor) else type(points).__name__
         raise ValueError(f"points must be a (B, N, 3) tensor, got {shape}; drop normals with points[..., :3]")
+    if not points.is_floating_point():
+        raise ValueError(f"points must be floating point, got {points.dtype}; convert them with points.float()")
     return points

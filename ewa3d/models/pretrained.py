@@ -21,6 +21,7 @@ from ..ewa import RoutedExperts, expert_layers, upcycle
 from ..files import write_atomically
 from .backbone import PointTransformer
 from .graph import save_onnx, save_program
+from .hub import download
 from .official import from_official, is_official, to_official
 from .registry import create_model
 from .relatives import name_relative
@@ -183,10 +184,8 @@ def save_pretrained(
         ValueError: the model still has experts that are to be merged, an unknown format, a model that has no official
             counterpart.
     """
+    check_format(model, format)
     layers = expert_layers(model)
-    for name, layer in layers.items():
-        if format != "ewa3d" or not isinstance(layer, RoutedExperts):
-            raise ValueError(f"{name} is an expert layer: save ewa3d.merge(model) instead")
     path = Path(path)
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if format == "ewa3d":
@@ -199,8 +198,6 @@ def save_pretrained(
             config["experts"] = {"where": list(layers), **call}
         write_atomically(path / "config.json", json.dumps(config, indent=2) + "\n")
         return path
-    if format not in _SUFFIXES:
-        raise ValueError(f"unknown format {format!r}: choose one of ewa3d, {', '.join(_SUFFIXES)}")
     path = path if path.suffix else path.with_suffix(_SUFFIXES[format])
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "official":
@@ -218,22 +215,39 @@ def save_pretrained(
     return path
 
 
-def from_pretrained(path: str | os.PathLike[str]) -> PointTransformer:
-    """The model in a folder that `save_pretrained` (or a run's ``export/``) wrote, in eval mode; with its experts
-    where these are routed.
+def check_format(model: nn.Module, format: str) -> None:
+    """Raise `ValueError` where `save_pretrained` cannot write a model in a format."""
+    for name, layer in expert_layers(model).items():
+        if format != "ewa3d" or not isinstance(layer, RoutedExperts):
+            raise ValueError(f"{name} is an expert layer: save ewa3d.merge(model) instead")
+    if format != "ewa3d" and format not in _SUFFIXES:
+        raise ValueError(f"unknown format {format!r}: choose one of ewa3d, {', '.join(_SUFFIXES)}")
+
+
+def from_pretrained(path: str | os.PathLike[str], **options: Any) -> PointTransformer:
+    """The model in a folder that `save_pretrained` (or a run's ``export/``) wrote, or on the Hugging Face Hub, in eval
+    mode; with its experts where these are routed.
+
+    Args:
+        path: the folder; or, as a text that is none, the name of a model on the Hub, ``user/name``. It is downloaded
+            once and then comes from the cache.
+        options: for the Hub, of `huggingface_hub.snapshot_download`: ``revision``, ``token``, ``cache_dir``,
+            ``force_download``, ``local_files_only``.
 
     Raises:
-        Ewa3dError: no such folder, or its files are not those of an export.
+        Ewa3dError: no such folder, or its files are not those of an export; no such model on the Hub, or no answer.
     """
     folder = Path(path)
+    if isinstance(path, str) and not folder.exists():
+        folder = download(path, **options)
     file = folder / "config.json"
     if not file.is_file():
         raise Ewa3dError(f"{folder} is no export: it has no config.json; a run's is in its export/ folder")
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
-        options, experts = metadata.pop("model"), metadata.pop("experts", None) or {}
-        _check_claims(options, experts, read_weights(folder)[0])
-        model = _build(options, experts)
+        call, experts = metadata.pop("model"), metadata.pop("experts", None) or {}
+        _check_claims(call, experts, read_weights(folder)[0])
+        model = _build(call, experts)
     except Ewa3dError:
         raise
     except Exception as error:  # a value of a wrong type or size may fail anywhere

@@ -111,7 +111,7 @@ class PartHead(nn.Module):
 
         first = cast(nn.Linear, self.propagate[0])
         carried = three_nn_interpolate(points, centers, F.linear(features, first.weight[:, 3:], first.bias))
-        hidden = (carried + F.linear(points, first.weight[:, :3])).flatten(0, 1)
+        hidden = (carried + F.linear(points.to(first.weight.dtype), first.weight[:, :3])).flatten(0, 1)
         hidden = self.propagate[1:](hidden)  # (B·N, 8C/3)
 
         first = cast(nn.Linear, self.classify[0])

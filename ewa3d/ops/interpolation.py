@@ -18,7 +18,9 @@ def three_nn_weights(queries: Tensor, points: Tensor) -> Tensor:
     """
     index = knn(queries, points, min(3, points.shape[1]))
     squared = (gather_points(points.float(), index) - queries.float().unsqueeze(2)).square().sum(dim=-1)
-    inverse = 1 / (1e8 * squared + 1)  # 1 / (d² + 1e-8) but for a factor: optimizers of ONNX graphs take 1e-8 for 0
+    # 1 / (d² + 1e-8) but for a factor: optimizers of ONNX graphs take 1e-8 for 0. The bound is met beyond d = 1e11:
+    # there the nearest count alike, where an overflow would leave weights of sum 0
+    inverse = 1 / ((1e8 * squared).clamp(max=1e30) + 1)
     weights = torch.zeros(*queries.shape[:2], points.shape[1], device=queries.device)
     return weights.scatter_(2, index, inverse / inverse.sum(dim=-1, keepdim=True))
 

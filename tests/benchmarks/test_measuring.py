@@ -15,7 +15,8 @@ from benchmarks import growth, suites
 from benchmarks.timing import Spread, Times, in_turn, peak_memory, plain_process, product_rate
 from benchmarks.training import PARTS, split_epoch
 from ewa3d.engine.build import make_accelerator, open_split
-from ewa3d.engine.train import Progress, start_session, train_steps
+from ewa3d.engine.session import Progress, start_session
+from ewa3d.engine.train import train_steps
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
 

@@ -17,9 +17,10 @@ from torch.optim import AdamW
 import ewa3d
 from ewa3d.data import PointClouds
 from ewa3d.engine.build import beside_the_model, build_model, make_accelerator, open_split, train_loader
+from ewa3d.engine.session import Progress, start_session
 from ewa3d.engine.step import GraphedStep, TrainStep, check_graph, rates_in_tensors
 from ewa3d.engine.tasks import make_task
-from ewa3d.engine.train import Progress, start_session, train, train_steps
+from ewa3d.engine.train import train, train_steps
 from ewa3d.ewa import ExpertAverager
 
 

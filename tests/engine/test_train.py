@@ -6,24 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_files import rows_of, state_of
 from safetensors.torch import load_file
 from timm.scheduler import CosineLRScheduler
 
 import ewa3d
 from ewa3d.data.shapes import PARTS
 from ewa3d.engine import evaluate as evaluation
-from ewa3d.engine import train as engine
+from ewa3d.engine import session as sessions
 from ewa3d.engine.build import build_model, restore_model
 from ewa3d.engine.checkpoint import find_checkpoint
-from ewa3d.engine.config import load_config
 from ewa3d.engine.optim import decay_groups, make_scheduler
 from ewa3d.engine.run import load_run_config
 from ewa3d.engine.train import train
 from ewa3d.ewa import ExpertAverager, contraction, expert_distances, merge_report, share_rate_at
-
-
-def rows_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_learns_and_leaves_everything_that_the_readme_promises(tiny_config, capsys):
@@ -118,7 +114,7 @@ def test_one_averaging_step_for_each_optimizer_step_and_none_while_accumulating(
 
     original = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (calls.append("step"), original(self))[1])
-    monkeypatch.setattr(engine, "ExpertAverager", Counting)
+    monkeypatch.setattr(sessions, "ExpertAverager", Counting)
     config = tiny_config(f"train.accumulation={accumulation}", "train.epochs=2")
     train(config)
     batches = 4 * 13 // 16
@@ -143,65 +139,6 @@ def test_dense_training_has_no_experts(tiny_config):
     assert report["layers"] == {} and report["max_logit_difference"] == 0
 
 
-def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    saved = find_checkpoint(folder / "checkpoints")
-    files = {file.stem: load_file(file) for file in saved.glob("*.safetensors")}
-    return {f"{name}.{key}": value for name, tensors in files.items() for key, value in tensors.items()}
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        [],
-        ["ewa=null"],
-        ["train.accumulation=2", "train.num_workers=1"],
-        ["task=part_segmentation"],
-        ["ema.decay=0.9", "optim.layer_decay=0.7"],
-        ["task=pretraining"],
-        ["ewa.routing=topk", "ewa.average_until=0.5", "ewa.router.jitter=0.1"],
-    ],
-)
-def test_a_resumed_run_ends_as_the_one_that_never_stopped(tiny_config, monkeypatch, options):
-    whole, stopped = tiny_config(*options, dir="whole"), tiny_config(*options, dir="stopped")
-    train(whole)
-
-    class PowerCut(Exception):
-        pass
-
-    original = engine.train_epoch
-
-    def cut(*args):
-        if args[-1] == 3:
-            raise PowerCut
-        return original(*args)
-
-    monkeypatch.setattr(engine, "train_epoch", cut)
-    with pytest.raises(PowerCut):
-        train(stopped)
-    monkeypatch.setattr(engine, "train_epoch", original)
-    torch.manual_seed(12345)  # another process would start elsewhere, too
-    train(tiny_config(*options, "run.resume=true", dir="stopped"))
-
-    first, second = state_of(Path(whole.run.dir)), state_of(Path(stopped.run.dir))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    timing = {"time", "train_seconds", "eval_seconds"}
-    told = [rows_of(Path(config.run.dir)) for config in (whole, stopped)]
-    first_told, second_told = [[{k: row[k] for k in row.keys() - timing} for row in rows] for rows in told]
-    assert first_told == second_told
-
-
-def test_resuming_a_finished_run_changes_nothing_and_exports_again(tiny_config):
-    config = tiny_config("train.epochs=1")
-    train(config)
-    folder = Path(config.run.dir)
-    before, weights = rows_of(folder), state_of(folder)
-    train(tiny_config("train.epochs=1", "run.resume=true"))
-    after = rows_of(folder)
-    assert [row.get("epoch") for row in after] == [row.get("epoch") for row in before] == [1, None]
-    assert all(torch.equal(value, state_of(folder)[key]) for key, value in weights.items())
-
-
 def test_the_two_newest_checkpoints_and_the_best_are_kept(tiny_config):
     config = tiny_config("train.epochs=5", "optim.lr=0", "optim.min_lr=0", "optim.warmup_lr=0", "ewa=null")
     train(config)  # weights never move, so the first epoch's BatchNorm alone decides
@@ -221,24 +158,6 @@ def test_a_run_in_the_way_is_not_lost(tiny_config):
     train(tiny_config("train.epochs=1", "run.overwrite=true", "train.seed=1"))
     again = load_run_config(Path(config.run.dir))
     assert again.train.seed == 1 and not again.run.overwrite, "the next training from this file asks again"
-
-
-def test_a_run_that_moved_is_resumed_where_it_is(tiny_config, tmp_path):
-    train(tiny_config("train.epochs=1", dir="old"))
-    moved = (tmp_path / "old").rename(tmp_path / "new")
-    train(load_config(moved / "config.yaml", ["run.resume=true"]))
-    assert not (tmp_path / "old").exists()
-
-
-def test_resuming_with_another_configuration_is_refused(tiny_config):
-    train(tiny_config("train.epochs=1"))
-    with pytest.raises(ewa3d.Ewa3dError, match=r"was run with optim\.lr=0\.0005, not 0\.1"):
-        train(tiny_config("train.epochs=1", "optim.lr=0.1", "run.resume=true"))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tiny_config):
-    with pytest.raises(ewa3d.Ewa3dError, match="training loss became nan in epoch 1"):
-        train(tiny_config("optim.lr=1e30", "optim.clip_grad=null", "optim.warmup_lr=1e30"))
 
 
 def test_more_clouds_a_batch_than_there_are_is_refused(tiny_config):
@@ -291,3 +210,10 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine(tiny_config):
     assert 18 <= rates.index(max(rates)) <= 21
     assert rates[-1] == pytest.approx(1e-6)
     assert all(a >= b for a, b in pairwise(rates[21:]))
+
+
+def test_a_set_of_other_size_than_published_is_told_at_the_start(real_data, tiny_config, capsys):
+    root = real_data / "modelnet40_normal_resampled"
+    keys = ["data.name=modelnet40", f"data.root={root}", "data.train_split=trainval", "train.select=last"]
+    train(tiny_config(*keys, "data.per_class=null", "train.batch_size=4", "train.epochs=1"))
+    assert f"{root}: train 23 (published 9,843), test 18 (published 2,468): scores do not" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from degenerate import degenerate_clouds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,6 +61,13 @@ def test_picks_are_the_same_on_random_clouds_of_any_size(count, min_norm):
     assert torch.equal(picks_of(points, 40, count // 2, min_norm), expected)
 
 
+@FEW
+@given(points=degenerate_clouds(largest=1e30), samples=st.integers(1, 12), min_norm=st.sampled_from([None, NORM]))
+def test_picks_are_the_same_where_clouds_are_hardly_clouds(points, samples, min_norm):
+    expected = farthest_point_sample(points, samples, min_norm=min_norm)
+    assert torch.equal(picks_of(points, samples, 0, min_norm), expected)
+
+
 def test_points_near_the_origin_are_passed_over_and_0_is_taken_where_nothing_else_is_left():
     points = torch.tensor([[[0.0, 0.0, 0.03], [0.0, 0.0, 0.5], [0.0, 0.01, 0.0], [0.5, 0.0, 0.0]]])
     assert picks_of(points, 4, 0, NORM).tolist() == farthest_point_sample(points, 4, min_norm=NORM).tolist()
@@ -101,6 +109,16 @@ def test_neighbours_are_as_near_and_none_comes_twice(points, queries, data):
     assert all(len(set(row)) == k for row in index.flatten(0, 1).tolist())
     expected = squared_distances(asked, points, knn(asked, points, k))
     assert torch.equal(squared_distances(asked, points, index), expected)
+
+
+@FEW
+@given(points=degenerate_clouds(largest=1e18), data=st.data())
+def test_neighbours_are_as_near_where_clouds_are_hardly_clouds(points, data):
+    k = data.draw(st.integers(1, min(points.shape[1], 12)))
+    index = neighbors_of(points, points, k)
+    assert all(len(set(row)) == k for row in index.flatten(0, 1).tolist())
+    expected = squared_distances(points, points, knn(points, points, k))
+    torch.testing.assert_close(squared_distances(points, points, index), expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
