@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import Ewa3dError, quoted
+from ..errors import Ewa3dError, quoted, shorten
 from .part_map import SHAPENETPART, SYNSETS, PartMap
 from .reading import read_json, read_lines
 
@@ -100,7 +100,7 @@ def _check_listed(path: Path, categories: Categories, get_it: str, *, whole: boo
     listed: set[str] = set()
     for line in read_lines(path, get_it):
         *words, synset = line.split()
-        name = " ".join(words)
+        name, synset = shorten(" ".join(words)), shorten(synset)
         if not words or synset in listed:
             raise Ewa3dError(
                 f"{path}: {quoted(line)} is no category and synset, or a synset named before: mend the list"

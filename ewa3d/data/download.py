@@ -139,7 +139,7 @@ def _members(archive: zipfile.ZipFile) -> list[tuple[zipfile.ZipInfo, PurePosixP
     for member in archive.infolist():
         path = PurePosixPath(member.filename.replace("\\", "/"))
         kind = stat.S_IFMT(member.external_attr >> 16)
-        if path.is_absolute() or ".." in path.parts or any(":" in part for part in path.parts):
+        if not member.filename or path.is_absolute() or ".." in path.parts or any(":" in part for part in path.parts):
             raise Ewa3dError(
                 f"{archive.filename}: has a member {quoted(member.filename)} outside its folder: do not use that zip"
             )

@@ -186,6 +186,7 @@ def _read_text(folder: Path, split: str, class_names: list[str], normals: bool, 
     known = {name: label for label, name in enumerate(class_names)}
     for name, of in zip(ids, classes, strict=True):
         check_name(name, listing)
+        check_name(of, listing)
         if of not in known:
             raise Ewa3dError(
                 f"{listing}: {quoted(name)} is of no class that modelnet40_shape_names.txt names (label out of range): "

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from ..errors import Ewa3dError, first_line
+from ..errors import Ewa3dError, first_line, quoted
 
 _PLAIN_DTYPE = re.compile(r"[<>=|]?(b1|[iuf][1248])")  # booleans, integers, floats of 1 to 8 bytes; never objects
 
@@ -149,7 +149,7 @@ class _Unpickler(_InPython):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise _Refused(f"{module}.{name}") from None
+            raise _Refused(quoted(f"{module}.{name}")[1:-1]) from None
 
 
 class _Room:

@@ -18,7 +18,7 @@ from ..errors import Ewa3dError, first_line, quoted
 from . import hdf5
 from .text_clouds import Flat
 
-_LONGEST_NAME = 200  # letters; with a suffix, what file systems take
+_LONGEST_NAME = 200  # bytes; with a suffix, what file systems take
 SPLITS = ("train", "val", "trainval", "test")
 
 
@@ -93,7 +93,7 @@ def check_name(name: str, listing: Path) -> None:
         listing: the list, for the error.
     """
     outside = name in ("", ".", "..") or not {"/", "\\", ":"}.isdisjoint(name)
-    if outside or not name.isprintable() or len(name) > _LONGEST_NAME:
+    if outside or not name.isprintable() or len(name.encode()) > _LONGEST_NAME:
         raise Ewa3dError(f"{listing}: {quoted(name)} is no name of a file inside the folder: mend the list")
 
 

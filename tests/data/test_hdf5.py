@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from cloud_files import POINTS, put, refused
+from cloud_files import POINTS, put, read_or_refuse, refused
 
 from ewa3d.data import hdf5
 from ewa3d.data.io import read_cloud
@@ -134,6 +134,16 @@ def test_a_crash_of_the_library_is_one_line(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="crashed"):
             reader.open(bad, ["data"])
         assert reader.open(good, ["data"])["data"].shape == CLOUDS.shape
+
+
+def test_a_bit_that_the_library_crashes_on(tmp_path):
+    """HDF5 2.0.0 reads memory that is not its own where a scale-offset filter's parameters are wrong."""
+    for bit in (2, 4):
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file.create_dataset("points", data=POINTS[:9], scaleoffset=2)
+        content = bytearray((tmp_path / "a.h5").read_bytes())
+        content[963] ^= bit  # found by tests/fuzz; elsewhere in files of other versions
+        read_or_refuse(tmp_path / "a.h5", bytes(content))
 
 
 def test_a_hang_of_the_library_is_one_line(tmp_path, monkeypatch):

@@ -110,6 +110,38 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         load_config(tmp_path / "list.yaml")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train: {epochs: &a [*a, *a]}", "its aliases make more than 100000 values of it"),
+        ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 9)), "its aliases"),
+        ("train: {epochs: 1} " + "#" * (1 << 20), "it has 1048595 bytes"),
+        ("[" * 5000, "is no readable YAML"),
+        ("train: {epochs: '${train.batch_size'}", "is no readable YAML|: "),
+        ("train: {epochs: '${nothing}'}", "Interpolation key 'nothing' not found"),
+        ("train: {epochs: '${train.epochs}'}", ": "),
+        ("!!python/object/apply:os.system ['touch run']", "is no readable YAML: could not determine a constructor"),
+        ("train:\n  ? " + "x" * 10_000 + "\n  : 1", r"unknown key train\.xxx"),
+        ("task: " + "x" * 10_000, "task=xxx"),
+    ],
+    ids=range(10),
+)
+def test_files_that_are_made_to_do_harm_are_one_line(content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(Ewa3dError, match=message) as error:
+        load_config(tmp_path / "mine.yaml")
+    assert len(str(error.value)) < 600 and len(str(error.value).splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_aliases_and_references_that_are_meant_well_are_followed(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {epochs: &few 7, seed: *few}\noptim: {warmup_epochs: '${train.epochs}'}\n")
+    config = load_config(file)
+    assert (config.train.epochs, config.train.seed, config.optim.warmup_epochs) == (7, 7, 7)
+
+
 def test_a_test_split_may_choose_in_a_recipe_called_official(tmp_path):
     (tmp_path / "my_official.yaml").write_text("train: {select: test}\ndata: {train_split: trainval}")
     assert load_config(tmp_path / "my_official.yaml").train.select == "test"

@@ -198,9 +198,7 @@ class Campaign:
         self.target, self.folder = target, folder
         self.draw = random.Random(seed)
         self.seeds = target.seeds()
-        self.corpus: list[tuple[Files, str]] = [
-            (files, name) for files in self.seeds for name in files if not name.startswith(target.fixed or ("\0",))
-        ]
+        self.corpus: list[tuple[Files, str]] = [(files, name) for files in self.seeds for name in files]
         self.coverage = Coverage() if guided else None
         self._written: dict[str, bytes] = {}
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,16 +6,19 @@ import io
 import json
 import pickle
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
+from safetensors.torch import save
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from cloud_files import (
@@ -42,10 +45,10 @@ from ewa3d.data.cloud import Cloud
 from ewa3d.data.dataset import Clouds
 from ewa3d.data.download import Release, extract, find_layout
 from ewa3d.data.io import read_cloud
-from ewa3d.engine.checkpoint import load_training_state, load_weights, read_state, save_checkpoint
+from ewa3d.engine.checkpoint import checkpoints, find_checkpoint, random_state, save_checkpoint
 from ewa3d.engine.config import load_config, to_yaml
-from ewa3d.engine.run import read_rows
 from ewa3d.engine.schema import Config
+from ewa3d.engine.session import Progress, _restore
 from ewa3d.engine.study import Study, load_study
 
 FEW = {"points": POINTS[35:45], "labels": LABELS[:10]}
@@ -61,7 +64,6 @@ class Target:
     Args:
         seeds: makes good inputs.
         read: reads one, a folder, and checks what comes of it.
-        fixed: parts of the names of files that are never changed.
         names_file: whether what it raises says which file.
         makes: what it writes in the folder.
         reserves: whether its library asks for memory that a file claims, and never touches it.
@@ -69,7 +71,6 @@ class Target:
 
     seeds: Callable[[], list[Files]]
     read: Callable[[Path], Any]
-    fixed: tuple[str, ...] = ()
     names_file: bool = True
     makes: str = ""
     reserves: bool = False
@@ -317,8 +318,6 @@ def _files_of(folder: Path) -> Files:
 
 
 def _made(make: Callable[[Path], object]) -> Files:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
         return _files_of(Path(folder))
@@ -338,15 +337,13 @@ def _pth() -> list[Files]:
     contents: list[Any] = [state, {"base_model": state, "epoch": 0, "best": np.float64(1)}]
     contents += [{"model": {f"module.{key}": value for key, value in state.items()}}]
 
-    def save(out: Any, content: Any, is_zip: bool) -> None:
+    def to_pth(out: Any, content: Any, is_zip: bool) -> None:
         torch.save(content, out, _use_new_zipfile_serialization=is_zip)
 
-    return [{"a.pth": _saved(save, content, is_zip)} for content in contents for is_zip in (True, False)]
+    return [{"a.pth": _saved(to_pth, content, is_zip)} for content in contents for is_zip in (True, False)]
 
 
 def _safetensors() -> list[Files]:
-    from safetensors.torch import save
-
     return [{"a.safetensors": save(_small_state())}]
 
 
@@ -359,26 +356,30 @@ def _read_export(folder: Path) -> None:
     assert isinstance(ewa3d.from_pretrained(folder), torch.nn.Module)
 
 
-def _checkpoints() -> list[Files]:
+def _learner() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    state = {"step": 1, "epoch": 0, "best": None, "scheduler": {"last_epoch": 1}}
+    return model, optimizer
+
+
+def _checkpoints() -> list[Files]:
+    model, optimizer = _learner()
+    own = {"random": random_state(), "sums": None}
+    state = {**asdict(Progress(epoch=1, step=1)), "labels": {}, "averager": None, "processes": [own]}
     return [_made(lambda folder: save_checkpoint(folder, model, optimizer, state, best=True))]
 
 
 def _read_checkpoint(folder: Path) -> None:
-    model = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    checkpoint = folder / "step-1"
-    assert isinstance(read_state(checkpoint), dict)
-    load_weights(checkpoint, model)
-    assert isinstance(load_training_state(checkpoint, optimizer), dict)
-
-
-def _read_metrics(folder: Path) -> None:
-    assert isinstance(read_rows(folder), list)
+    model, optimizer = _learner()
+    process = SimpleNamespace(process_index=0)
+    session: Any = SimpleNamespace(plain=model, optimizer=optimizer, accelerator=process, ema=None, averager=None)
+    session.sums = SimpleNamespace(loss=torch.zeros(()), correct=torch.zeros(()))
+    find_checkpoint(folder)
+    for saved in checkpoints(folder):
+        progress, processes = _restore(session, saved)
+        assert isinstance(progress, Progress) and processes > 0
 
 
 _MODEL = _tiny()
@@ -406,5 +407,5 @@ TARGETS = {
     "pth": Target(_pth, _read_weights, reserves=True),
     "safetensors": Target(_safetensors, _read_weights),
     "export": Target(_exports, _read_export),
-    "checkpoint": Target(_checkpoints, _read_checkpoint, fixed=("last", "best")),
+    "checkpoint": Target(_checkpoints, _read_checkpoint),
 }

@@ -18,7 +18,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-HANG = 120  # seconds; of a busy machine, so generous
+HANG = 300  # seconds that so many inputs may take, on a busy machine
+_TOGETHER = 50
 MEMORY = 1 << 30  # bytes more than before
 
 
@@ -46,9 +47,9 @@ def work(reader: str, start: int, count: int, seed: int, out: Path) -> None:
             state = {"number": number, "counts": counts, "whys": whys, "slowest": state.get("slowest", 0)}
             state |= {"memory": memory, "steps": len(campaign.coverage.known if campaign.coverage else ())}
             state_file.write_text(json.dumps(state))
-            faulthandler.dump_traceback_later(HANG, exit=True)
+            if number % _TOGETHER == 0 or number == start:
+                faulthandler.dump_traceback_later(HANG, exit=True)
             outcome = campaign.step()
-            faulthandler.cancel_dump_traceback_later()
             state["slowest"] = max(state["slowest"], outcome.seconds)
             counts[outcome.kind] += 1
             guarded = "the HDF5 library" in outcome.why
@@ -58,6 +59,7 @@ def work(reader: str, start: int, count: int, seed: int, out: Path) -> None:
             if (outcome.kind == "failed" and counts["failed"] <= 200) or (guarded and counts["stopped"] <= 50):
                 shutil.copytree(campaign.folder, failures / f"{outcome.kind}-{number}", dirs_exist_ok=True)
                 (failures / f"{outcome.kind}-{number}.txt").write_text(outcome.why)
+        faulthandler.cancel_dump_traceback_later()
         state |= {"number": count, "counts": counts, "whys": whys}
         state_file.write_text(json.dumps(state))
 

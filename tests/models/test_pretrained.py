@@ -240,6 +240,39 @@ def test_a_folder_that_is_no_export_is_refused(tmp_path):
         ewa3d.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"depth": 10**9}, "depth=1000000000, and there are"),
+        ({"embed_dim": 10**7}, "values, and its weights have"),
+        ({"num_classes": 10**9}, "values, and its weights have"),
+        ({"num_heads": 0}, "does not describe a model"),
+        ({"embed_dim": -24}, "does not describe a model"),
+        ({"embed_dim": 1e400}, "does not describe a model"),
+        ({"depth": "two"}, "does not describe a model"),
+        ({"pretrained": "/etc/passwd"}, "an export has its own weights"),
+    ],
+    ids=str,
+)
+def test_a_config_that_claims_what_its_weights_are_not_is_refused(tmp_path, changed, message):
+    folder = ewa3d.save_pretrained(tiny(), tmp_path / "export")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"] |= changed
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ewa3d.Ewa3dError, match=message) as error:
+        ewa3d.from_pretrained(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_config_of_a_billion_experts_is_refused(tmp_path):
+    folder = ewa3d.save_pretrained(ewa3d.upcycle(tiny(), 2, routing="topk"), tmp_path / "export")
+    text = (folder / "config.json").read_text()
+    assert ewa3d.from_pretrained(folder)
+    (folder / "config.json").write_text(text.replace('"num_experts": 2', '"num_experts": 1000000000'))
+    with pytest.raises(ewa3d.Ewa3dError, match="num_experts=1000000000, and there are"):
+        ewa3d.from_pretrained(folder)
+
+
 def test_a_model_with_experts_is_not_saved_as_plain(tmp_path):
     with pytest.raises(ValueError, match=r"save ewa3d\.merge\(model\) instead"):
         ewa3d.save_pretrained(ewa3d.upcycle(tiny()), tmp_path / "export")
