@@ -16,6 +16,7 @@ from ewa3d.engine.build import make_accelerator
 from ewa3d.engine.config import load_config
 from ewa3d.engine.evaluate import evaluate_folder
 
+pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("watched_training.py")
 # 78 clouds for training, 39 a process: 9 batches of 4, which are 5 optimizer steps, the last of a single batch
 OPTIONS = ["data.per_class=6", "train.batch_size=4", "train.accumulation=2", "train.epochs=2", "eval.batch_size=8"]
