@@ -11,7 +11,7 @@ import torch
 from ..errors import Ewa3dError, quoted
 from .dataset import PointClouds
 from .pickles import as_cloud, as_label, load_arrays
-from .reading import Stored, check, check_name, check_split, read_h5, read_lines
+from .reading import Stored, check, check_name, check_names, check_split, read_h5, read_lines
 from .rectangle import rectangle
 from .roots import find_root
 from .splits import choose_split
@@ -143,8 +143,7 @@ def listed_files(folder: Path, split: str) -> list[Path]:
     # The official lists have paths of the machine that made them: only the file names count.
     listing = folder / f"{split}_files.txt"
     names = [re.split(r"[\\/]", line)[-1] for line in read_lines(listing, _GET_IT)]
-    for name in names:
-        check_name(name, listing)
+    check_names(names, listing)
     return [folder / name for name in names]
 
 
@@ -184,8 +183,8 @@ def _read_text(folder: Path, split: str, class_names: list[str], normals: bool, 
     ids = read_lines(listing, _GET_IT)
     classes = [name.rpartition("_")[0] for name in ids]
     known = {name: label for label, name in enumerate(class_names)}
+    check_names(ids, listing)
     for name, of in zip(ids, classes, strict=True):
-        check_name(name, listing)
         check_name(of, listing)
         if of not in known:
             raise Ewa3dError(

@@ -85,6 +85,16 @@ def read_lines(path: Path, get_it: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def check_names(names: Sequence[str], listing: Path) -> None:
+    """Raise where a list has no plain names of files, see `check_name`, or one twice: its data would count double."""
+    seen: set[str] = set()
+    for name in names:
+        check_name(name, listing)
+        if name in seen:
+            raise Ewa3dError(f"{listing}: names {quoted(name)} twice: mend the list")
+        seen.add(name)
+
+
 def check_name(name: str, listing: Path) -> None:
     """Raise where what a list names is not a plain name of a file: it could be one outside of the data set's folder.
 

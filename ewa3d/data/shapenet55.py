@@ -14,7 +14,7 @@ from ..errors import Ewa3dError, first_line, quoted
 from ..progress import track
 from .cloud import as_points
 from .dataset import PointClouds, to_unit_sphere
-from .reading import check_name, check_split, read_lines
+from .reading import check_names, check_split, read_lines
 from .roots import find_root
 from .splits import choose_split
 
@@ -99,7 +99,7 @@ def read_list(path: Path) -> list[str]:
     for entry in entries:
         if not _ENTRY.fullmatch(entry):
             raise Ewa3dError(f"{path}: {quoted(entry)} is no file name <synset>-<id>.npy: mend the list")
-        check_name(entry, path)
+    check_names(entries, path)
     return entries
 
 

@@ -28,6 +28,7 @@ from .relatives import name_relative
 from .segmentation import PartSegmenter
 
 _SUFFIXES = {"official": ".pth", "onnx": ".onnx", "pt2": ".pt2"}  # of save_pretrained's single files
+_TOLD = 4  # keys of a kind that a report names
 _COUNTS = {"depth", "decoder_depth", "num_experts"}  # options of which every one more makes more weights
 _SPARE = 10_000_000  # values by which a model and its file may differ before the model is made
 _CONTAINERS = ("base_model", "model", "model_state_dict", "state_dict")
@@ -55,8 +56,10 @@ class LoadReport:
             keys = getattr(self, name)
             if keys:
                 lines.append(f"{name} {len(keys)}: {_shorten(keys)}")
-        for key, theirs, ours in self.mismatched:
+        for key, theirs, ours in self.mismatched[:_TOLD]:
             lines.append(f"shape of {key}: {theirs} in the file, {ours} in the model; left at its initial value")
+        if (more := len(self.mismatched) - _TOLD) > 0:
+            lines.append(f"shapes of {more} more keys differ")
         return "\n".join(lines)
 
 
@@ -318,5 +321,5 @@ def _describe_sizes(state: Mapping[str, Tensor]) -> str:
     return f"{family}, {channels} channels, {depth} blocks"
 
 
-def _shorten(keys: list[str], most: int = 4) -> str:
+def _shorten(keys: list[str], most: int = _TOLD) -> str:
     return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -101,6 +101,19 @@ def test_shapenet55_s_lists_stay_in_the_folder(name, tmp_path):
             ShapeNet55(put_all(tmp_path / "set", folder), "trainval")
 
 
+def test_a_list_names_nothing_twice(tmp_path):
+    """A line of a list may be 14 letters and its cloud a quarter of a megabyte."""
+    text = {"modelnet40_shape_names.txt": "a\n", "a/a_1.txt": "1,2,3\n", "modelnet40_train.txt": "a_1\n" * 3}
+    with says(r"modelnet40_train\.txt: names 'a_1' twice"):
+        ModelNet40(put_all(tmp_path / "text", text), "trainval", cache=False)
+    hdf5 = {"shape_names.txt": "a\n", "train_files.txt": "x/a.h5\ny/a.h5\n", "a.h5": b""}
+    with says(r"train_files\.txt: names 'a\.h5' twice"):
+        ModelNet40(put_all(tmp_path / "hdf5", hdf5), "trainval")
+    folder = {"shapenet_pc/1-a.npy": b"", "ShapeNet-55/train.txt": "1-a.npy\n" * 2}
+    with says(r"train\.txt: names '1-a\.npy' twice"):
+        ShapeNet55(put_all(tmp_path / "set", folder), "trainval")
+
+
 def test_an_obj_opens_no_other_file(tmp_path):
     for content in (obj(), rich_obj()):
         content = content.replace(b"mtllib absent.mtl", b"")
