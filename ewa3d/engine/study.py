@@ -231,7 +231,7 @@ def _check_shape(raw: Mapping[str, Any]) -> None:
         lists |= {f"{group}.{name}.{key}": part.get(key) for name, part in parts.items() for key in ("set", "tasks")}
     for where, value in lists.items():
         if not isinstance(value, list) and value is not None:
-            raise Ewa3dError(f"{where}: not a list: write [{value}]")
+            raise Ewa3dError(f"{where}: not a list: write [{shorten(str(value))}]")
         wrong = [item for item in value or () if where.endswith(".set") and not isinstance(item, str)]
         if wrong:
             raise Ewa3dError(f"{where}: {shorten(str(wrong[0]))} is no key=value: write for example 'train.epochs=10'")

@@ -135,7 +135,7 @@ def read_weights(
             if isinstance(state.get(container), Mapping):
                 state = state[container]
                 break
-        state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        state = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if relative := name_relative(state):
         raise Ewa3dError(f"{path}: {relative}; take weights of Point-MAE or Point-BERT")
     if is_official(state):

@@ -116,6 +116,7 @@ def table(out: Path) -> list[dict[str, str]]:
         ({"tasks": "{shapes: configs/shapes.yaml}"}, "tasks: not a table of tables"),
         ({"seeds": "3"}, "seeds: not a list: write [3]"),
         ({"arms": "{dense: {set: ewa=null}}"}, "arms.dense.set: not a list: write [ewa=null]"),
+        ({"seeds": "x" * 9999}, "seeds: not a list: write [xxx"),
         ({"arms": "{dense: {set: [{ewa: 1}]}}"}, "arms.dense.set: {'ewa': 1} is no key=value"),
         ({"arms": "{dense: {}, 8: {}}"}, "arms.8: Key 8 (int) is incompatible"),
     ],

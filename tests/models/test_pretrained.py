@@ -84,6 +84,11 @@ def test_bare_and_wrapped_state_dicts_load(tmp_path, container, prefix):
     assert report.missing == report.unexpected == []
 
 
+def test_names_that_are_no_text_are_passed_over(tmp_path):
+    torch.save({**tiny().state_dict(), (1, 2): torch.ones(1), 3: torch.ones(1)}, tmp_path / "weights.pth")
+    assert ewa3d.load_pretrained(tiny(), tmp_path / "weights.pth").unexpected == []
+
+
 def test_create_model_takes_weights(tmp_path):
     model = tiny()
     ewa3d.save_pretrained(model, tmp_path / "export")
