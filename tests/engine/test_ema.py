@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 
 import ewa3d
 from ewa3d.data.shapes import PARTS
-from ewa3d.engine import train as engine
 from ewa3d.engine.build import build_model, restore_model
 from ewa3d.engine.checkpoint import find_checkpoint
 from ewa3d.engine.evaluate import evaluate_folder
@@ -120,11 +120,11 @@ def test_the_score_that_chooses_the_epoch_is_that_of_the_merged_average(tiny_con
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_average_follows_real_steps_after_the_experts_were_averaged(tiny_config, monkeypatch, accumulation):
     seen = []
-    original = engine.ExpertAverager.step
-    monkeypatch.setattr(engine.ExpertAverager, "step", lambda self: (original(self), seen.append("experts"))[0])
-    update = engine.ModelEmaV3.update
+    original = ewa3d.ExpertAverager.step
+    monkeypatch.setattr(ewa3d.ExpertAverager, "step", lambda self: (original(self), seen.append("experts"))[0])
+    update = ModelEmaV3.update
     monkeypatch.setattr(
-        engine.ModelEmaV3, "update", lambda self, model, step: (update(self, model, step), seen.append(step))[0]
+        ModelEmaV3, "update", lambda self, model, step: (update(self, model, step), seen.append(step))[0]
     )
     train(tiny_config("ema.decay=0.9", f"train.accumulation={accumulation}", "train.epochs=2"))
     steps = 2 * -(-(4 * 13 // 16) // accumulation)

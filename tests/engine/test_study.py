@@ -415,7 +415,7 @@ def test_sigterm_ends_it_as_ctrl_c_does_and_says_how_to_go_on(write, monkeypatch
         time.sleep(10)
 
     monkeypatch.setattr(study_runs, "run_study", be_ended)
-    assert tool(monkeypatch, write()) == 130
+    assert tool(monkeypatch, write()) == 143
     assert capsys.readouterr().err == "interrupted; the same command goes on, and --report shows what is there\n"
 
 
