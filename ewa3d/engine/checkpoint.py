@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import Ewa3dError, first_line
+from ..errors import Ewa3dError, first_line, shorten
 from ..files import write_atomically
 
 _MEND = "run.resume=true goes on from the checkpoint before it"
@@ -148,6 +148,10 @@ def load_optimizer(checkpoint: Path, optimizer: Optimizer, groups: list[dict[str
         for name, value in values.items():
             if value.ndim and value.shape != parameters[index].shape:
                 raise ValueError(f"{name} of parameter {index} has the shape {tuple(value.shape)}")
+    for own, saved in zip(optimizer.param_groups, groups, strict=True):
+        for name, value in own.items():
+            if name != "params" and not _alike(value, saved[name]):
+                raise ValueError(f"its optimizer's {name} is {shorten(repr(saved[name]))}")
     optimizer.load_state_dict({"state": per_param, "param_groups": groups})
 
 
@@ -185,6 +189,15 @@ def _flatten_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[di
         for name, value in values.items()
     }
     return tensors, state["param_groups"]
+
+
+def _alike(own: Any, saved: Any) -> bool:
+    """Whether ``saved``, which JSON held, can stand for a setting of this kind."""
+    if isinstance(own, (list, tuple)):
+        return isinstance(saved, list) and len(own) == len(saved) and all(map(_alike, own, saved))
+    if own is None or isinstance(own, bool):
+        return type(own) is type(saved)
+    return isinstance(saved, (int, float)) and not isinstance(saved, bool)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

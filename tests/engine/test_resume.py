@@ -145,6 +145,12 @@ def without(key: str):
     return damage
 
 
+def setting(saved: Path, name: str, value: object) -> None:
+    state = json.loads((saved / "state.json").read_text())
+    state["groups"][0][name] = value
+    (saved / "state.json").write_text(json.dumps(state))
+
+
 DAMAGES = {
     "model cut": lambda c: truncate(c / "model.safetensors"),
     "optimizer cut": lambda c: truncate(c / "optimizer.safetensors"),
@@ -154,6 +160,8 @@ DAMAGES = {
     "state without random states": without("processes"),
     "model of something else": foreign_model,
     "optimizer of something else": foreign_optimizer,
+    "optimizer's settings of another kind": lambda c: setting(c, "lr", "fast"),
+    "optimizer's settings too few": lambda c: setting(c, "betas", [0.9]),
     "model gone": lambda c: (c / "model.safetensors").unlink(),
     "all gone": shutil.rmtree,
 }
