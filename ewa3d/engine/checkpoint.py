@@ -82,20 +82,18 @@ def point_at(checkpoint: Path, name: str = "last") -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The step folders to resume from, in this order: the one that ``last`` names, then those before it."""
-    pointer = folder / "last"
-    last = _step(pointer.read_text(encoding="utf-8", errors="replace").strip()) if pointer.is_file() else None
+    last = _step(_named(folder, "last") or "")
     steps = {step: path for path in folder.glob("step-*") if (step := _step(path.name)) is not None}
     return [steps[step] for step in sorted(steps, reverse=True) if last is None or step <= last]
 
 
 def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
     """The step folder that ``last`` or ``best`` names, or ``None`` where nothing was saved yet."""
-    pointer = folder / name
-    if not pointer.is_file():
+    named = _named(folder, name)
+    if named is None:
         return None
-    named = pointer.read_text(encoding="utf-8", errors="replace").strip()
     if _step(named) is None or not (folder / named / "state.json").is_file():
-        raise Ewa3dError(f"{pointer} names {named[:80]!r}, which is no checkpoint there: {_MEND}")
+        raise Ewa3dError(f"{folder / name} names {named[:80]!r}, which is no checkpoint there: {_MEND}")
     return folder / named
 
 
@@ -207,6 +205,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise Ewa3dError(f"{path} is damaged or missing ({error}): {_MEND}") from error
 
 
+def _named(folder: Path, pointer: str) -> str | None:
+    """What ``last`` or ``best`` says, whether or not that is there."""
+    file = folder / pointer
+    return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+
+
 def _step(name: str) -> int | None:
     """The step of a checkpoint's name, ``None`` for any other name."""
     kind, _, number = name.partition("-")
@@ -215,7 +219,7 @@ def _step(name: str) -> int | None:
 
 def _prune(folder: Path) -> None:
     """Delete what is not needed any more: the older checkpoints but the best, and halves that a kill has left."""
-    best = (folder / "best").read_text(encoding="utf-8").strip() if (folder / "best").is_file() else None
+    best = _named(folder, "best")
     for old in checkpoints(folder)[_KEEP:]:
         if old.name != best:
             shutil.rmtree(old, ignore_errors=True)

@@ -53,9 +53,10 @@ def train(config: Config) -> dict[str, Any]:
         set_seed(config.train.seed, device_specific=True)  # processes augment and partition differently
         progress = resume(session, run) if config.run.resume else Progress()
         session.scheduler.step_update(progress.step)
-        for note in [*notes, unlike_published(config.data.name, config.data.root)]:
-            if note:
-                run.log(note)
+        if run.main and (warning := unlike_published(config.data.name, config.data.root)):
+            notes.append(warning)
+        for note in notes:
+            run.log(note)
         with StopRequest() as stop:
             for epoch in range(progress.epoch + 1, config.train.epochs + 1):
                 row = train_epoch(session, progress, epoch, stop, run.last_good)
