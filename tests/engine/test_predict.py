@@ -213,8 +213,8 @@ def test_every_point_of_a_large_cloud_is_labelled_and_logits_are_never_there_all
     monkeypatch.setattr(PartSegmenter, "forward_head", watched)
     found = ewa3d.predict(model, points, "chair")
     assert found.labels.shape == found.probabilities.shape == (200_000,)
-    assert set(found.labels.unique().tolist()) <= {3, 4, 5} and len(alive) == 7
-    assert max(most) <= 2 * (1 << 15)
+    assert set(found.labels.unique().tolist()) <= {3, 4, 5}
+    assert max(most) <= len(points) // 10
     normalised = predict._normalise(points)
     told, sample = torch.tensor([2]), predict._draw(normalised, 128, 0)
     monkeypatch.undo()
