@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Threads that wait spin a little, then sleep: endless spinning (the default) starves the others on a busy machine, none
 # at all (OMP_WAIT_POLICY=PASSIVE) makes small models up to twice slower on an idle one.
 export GOMP_SPINCOUNT ?= 1000
@@ -33,7 +34,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "ewa3d needs Python 3.10 or newer: make PYTHON=python3.12"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "python3 -m venv failed: on Debian and Ubuntu, sudo apt-get install python3-venv"; exit 2; }
 	@echo "installing into $(VENV): PyTorch is large, this takes a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(PIP) -e '.[dev,viz]' || { echo "again, without Open3D, which has no wheel for some systems: there are pages instead of pictures"; $(PIP) -e '.[dev]'; }
 	@touch $@
 
 clean:

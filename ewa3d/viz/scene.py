@@ -24,7 +24,9 @@ from .panels import AMBIENT, FIELD_OF_VIEW, FOG, LIGHT, SHINE, Panel, Scene, cam
 APT_PACKAGES = "libegl1 libgl1 libidn2-0 libusb-1.0-0"
 """What Open3D 0.20 needs of a Debian or Ubuntu without GPU and display; Mesa's drivers come with the first two."""
 
+_DRAWS_WITHOUT_DISPLAY = (0, 20)  # the first version that does
 _MEND = f"on Debian and Ubuntu, sudo apt-get install --no-install-recommends {APT_PACKAGES}"
+_OR_A_PAGE = ", or name a page, which does without (--html FILE.html)"
 
 Draw = Callable[[Panel], NDArray[np.uint8]]
 
@@ -112,6 +114,8 @@ def _window(title: str, width: int, height: int, *, visible: bool) -> Iterator[t
     with quiet, _runtime_folder():
         opened = window.create_window(window_name=title, width=width, height=height, visible=visible)
     if not opened:  # going on would crash the process
+        if tuple(map(int, o3d.__version__.split(".")[:2])) < _DRAWS_WITHOUT_DISPLAY:
+            raise Ewa3dError(f"Open3D {o3d.__version__} draws on displays only: pip install 'open3d>=0.20'{_OR_A_PAGE}")
         raise Ewa3dError(f"Open3D can draw nothing here, no graphics driver was found: {_MEND}")
     try:
         options = window.get_render_option()
@@ -128,7 +132,7 @@ def _import_open3d() -> Any:
     except ModuleNotFoundError as error:
         if error.name != "open3d":
             raise
-        raise Ewa3dError("pictures are drawn by Open3D, which is not installed: pip install open3d") from error
+        raise Ewa3dError(f"Open3D draws pictures and is not installed: pip install open3d{_OR_A_PAGE}") from error
     except (ImportError, OSError) as error:
         raise Ewa3dError(f"Open3D cannot be imported ({first_line(error)}): {_MEND}") from error
 

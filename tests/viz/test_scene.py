@@ -107,7 +107,11 @@ def test_nothing_is_said_on_the_way(open3d, capfd, monkeypatch):
     assert "XDG_RUNTIME_DIR" not in os.environ
 
 
-def test_a_window_that_does_not_open_is_one_line(open3d, monkeypatch):
+@pytest.mark.parametrize(
+    ("version", "mend"),
+    [("0.20.0", f"apt-get install --no-install-recommends {APT_PACKAGES}"), ("0.19.1", "pip install 'open3d>=0.20'")],
+)
+def test_a_window_that_does_not_open_is_one_line(open3d, monkeypatch, version, mend):
     class NoWindow:
         def create_window(self, **options) -> bool:
             return False
@@ -116,9 +120,10 @@ def test_a_window_that_does_not_open_is_one_line(open3d, monkeypatch):
             raise AssertionError(f"{name} of a window that did not open: Open3D would crash")
 
     monkeypatch.setattr(open3d.visualization, "Visualizer", NoWindow)
+    monkeypatch.setattr(open3d, "__version__", version)
     with pytest.raises(Ewa3dError) as caught:
         draw(Panel(cloud(20), RED))
-    assert f"apt-get install --no-install-recommends {APT_PACKAGES}" in str(caught.value)
+    assert mend in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
