@@ -19,7 +19,7 @@ class Arm:
     name: str
     column: str  # of the table: the score
     scores: Mapping[int, float]  # by seed
-    seconds: Sequence[float]  # of training, one a run
+    seconds: Mapping[int, float]  # of training, by seed
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,30 @@ def paired_difference(name: str, scores: Mapping[int, float], baseline: Mapping[
     return Interval(name, differences, mean, (mean - half, mean + half))
 
 
+def over_tasks(comparisons: Sequence[Comparison]) -> list[Interval]:
+    """What each arm changes over all of its tasks: its differences to the baseline, averaged over them seed by seed.
+
+    Of tasks scored in percent that have the baseline, and of the seeds that all of them have. A seed counts once,
+    however many tasks it has. Arms on one task only are left out.
+    """
+    pairs: dict[str, list[tuple[Arm, Arm]]] = {}
+    for comparison in comparisons:
+        reference = comparison.reference
+        if reference is not None and comparison.unit.endswith("%"):
+            for arm in comparison.arms:
+                if arm is not reference:
+                    pairs.setdefault(arm.name, []).append((arm, reference))
+    found = []
+    for name, both in pairs.items():
+        seeds = set.intersection(*(arm.scores.keys() & reference.scores.keys() for arm, reference in both))
+        if len(both) > 1 and seeds:
+            ours, theirs = (
+                {seed: fmean(one.scores[seed] for one in side) for seed in seeds} for side in zip(*both, strict=True)
+            )
+            found.append(paired_difference(f"{name}, {len(both)} tasks", ours, theirs))
+    return found
+
+
 def comparison_table(comparison: Comparison) -> str:
     """A task's arms as a Markdown table that can be read as it is, too."""
     reference = comparison.reference
@@ -105,9 +129,14 @@ def comparison_table(comparison: Comparison) -> str:
                 _cost(arm, reference),
             ]
         )
-    widths = [max(map(len, cells)) for cells in zip(heads, *rows, strict=True)]
-    lines = [heads, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+    return _table([heads, *rows])
+
+
+def over_tasks_table(comparisons: Sequence[Comparison]) -> str:
+    """The differences over all tasks as such a table; empty where no arm is on two."""
+    rows = [[arm.name, str(len(arm.values)), _interval(arm, 2)] for arm in over_tasks(comparisons)]
+    heads = ["arm", "n", f"difference to {comparisons[0].baseline} [95 % interval], points"]
+    return _table([heads, *rows]) if rows else ""
 
 
 def study_report(facts: Facts, comparisons: Sequence[Comparison]) -> str:
@@ -128,6 +157,8 @@ def study_report(facts: Facts, comparisons: Sequence[Comparison]) -> str:
     ]
     for comparison in comparisons:
         lines += ["", f"## {comparison.task}", "", f"`{comparison.recipe}`", "", comparison_table(comparison)]
+    if table := over_tasks_table(comparisons):
+        lines += ["", "## Over all tasks", "", table]
     if facts.picture:
         lines += ["", f"![Differences to the baseline, seed by seed, and their intervals]({facts.picture})"]
     return "\n".join([*lines, "", "## How to read it", "", *_HOW_TO_READ, ""])
@@ -139,10 +170,12 @@ _HOW_TO_READ = (
     "In brackets is the 95 % t interval of that mean (Student's t, n - 1 degrees of freedom), which takes the "
     "differences to be normally distributed. With zero in it, no difference is shown; nor is it shown that there is "
     "none.",
+    "- Over all tasks, a seed's difference is the mean of its differences on an arm's tasks, whatever the score of "
+    "each, and the interval is over the seeds.",
     "- Every interval is for its arm alone. They are not corrected for the number of arms and tasks: of twenty arms "
     "that change nothing, one is expected to have an interval without zero.",
-    "- Training time is the median over an arm's runs of the seconds spent in training steps, as a multiple of the "
-    "baseline's, on whatever the machine did besides.",
+    "- Training time is the seconds spent in training steps as a multiple of the baseline's with the same seed, on "
+    "whatever the machine did besides; the median over the seeds.",
 )
 
 
@@ -157,19 +190,29 @@ def _difference(arm: Arm, reference: Arm | None, interval: Interval | None, digi
         return "baseline" if reference else "no baseline"
     if interval is None:
         return "no seed in common" if arm.scores else ""
-    mean = _signed(interval.mean, digits)
     count = len(interval.values)
-    of = f", {count} seeds" if count < len(arm.scores) else ""
+    return _interval(interval, digits) + (f", {count} seeds" if 1 < count < len(arm.scores) else "")
+
+
+def _interval(interval: Interval, digits: int) -> str:
+    mean = _signed(interval.mean, digits)
     if interval.bounds is None:
         return f"{mean} (one seed: no interval)"
     low, high = (_signed(bound, digits) for bound in interval.bounds)
-    return f"{mean} [{low}, {high}]{of}"
+    return f"{mean} [{low}, {high}]"
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    """Markdown, the first line being the heads, in columns that line up as text, too."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    ruled = [lines[0], ["-" * width for width in widths], *lines[1:]]
+    return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in ruled)
 
 
 def _cost(arm: Arm, reference: Arm | None) -> str:
-    if reference is None or not reference.seconds or not arm.seconds:
-        return ""
-    return f"{median(arm.seconds) / median(reference.seconds):.2f}"
+    theirs = reference.seconds if reference else {}
+    ratios = [seconds / theirs[seed] for seed, seconds in arm.seconds.items() if theirs.get(seed)]
+    return f"{median(ratios):.2f}" if ratios else ""
 
 
 def _signed(value: float, digits: int) -> str:

@@ -17,7 +17,7 @@ from ..progress import track
 from ..viz.study import draw_differences
 from .evaluate import make_folder
 from .study import Row, Study, StudyRun, load_study, opening_comment, plan_runs, read_results, write_results
-from .study_report import Arm, Comparison, Facts, comparison_table, study_report
+from .study_report import Arm, Comparison, Facts, comparison_table, over_tasks, over_tasks_table, study_report
 
 try:
     import fcntl
@@ -200,6 +200,8 @@ def _report(path: Path, study: Study, runs: Sequence[StudyRun], rows: Mapping[St
     """Write the report and its picture. Returns its tables, and where the files lie."""
     comparisons = [_compare(study, task, runs, rows) for task in study.tasks]
     panels = {f"{c.task}: {c.unit}": c.intervals() for c in comparisons if c.intervals()}
+    if together := over_tasks(comparisons):
+        panels["over all tasks: mean of the scores, points"] = together
     picture = out / "report.png"
     if panels:
         draw_differences(panels, study.baseline, picture)
@@ -219,6 +221,8 @@ def _report(path: Path, study: Study, runs: Sequence[StudyRun], rows: Mapping[St
     write_atomically(out / "report.md", study_report(facts, comparisons))
     files = ", ".join(["results.csv", "report.md", *([picture.name] if panels else [])])
     tables = "\n".join(f"\n{c.task} ({study.split} split)\n{comparison_table(c)}" for c in comparisons)
+    if table := over_tasks_table(comparisons):
+        tables += f"\n\nover all tasks\n{table}"
     return f"{tables}\n\n{len(rows)} of {len(runs)} runs   {files}: {out}"
 
 
@@ -230,6 +234,8 @@ def _compare(study: Study, task: str, runs: Sequence[StudyRun], rows: Mapping[St
         there = {run.seed: rows[run] for run in own if run in rows and run.score in rows[run]}
         if own:
             column = own[0].score
-            scores = {seed: float(row[column]) for seed, row in there.items()}
-            arms.append(Arm(name, column, scores, [row["train_seconds"] for row in there.values()]))
+            scores, seconds = (
+                {seed: float(row[key]) for seed, row in there.items()} for key in (column, "train_seconds")
+            )
+            arms.append(Arm(name, column, scores, seconds))
     return Comparison(task, " ".join([study.tasks[task].recipe, *study.tasks[task].set]), study.baseline, arms)

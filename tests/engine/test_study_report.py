@@ -8,7 +8,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from scipy.stats import ttest_rel
 
-from ewa3d.engine.study_report import Arm, Comparison, Facts, comparison_table, paired_difference, study_report
+from ewa3d.engine.study_report import (
+    Arm,
+    Comparison,
+    Facts,
+    comparison_table,
+    over_tasks,
+    paired_difference,
+    study_report,
+)
 from ewa3d.viz import plots
 from ewa3d.viz.study import Interval, draw_differences
 
@@ -17,7 +25,9 @@ SCORE = st.floats(0, 100).map(lambda value: round(value, 3))
 
 def comparison(**arms: dict[int, float]) -> Comparison:
     """Arms by name, their scores by seed; the first is the baseline."""
-    found = [Arm(name, "single_oa", scores, [10.0 + i] * len(scores)) for i, (name, scores) in enumerate(arms.items())]
+    found = [
+        Arm(name, "single_oa", scores, dict.fromkeys(scores, 10.0 + i)) for i, (name, scores) in enumerate(arms.items())
+    ]
     return Comparison("shapes", "configs/some.yaml", next(iter(arms)), found)
 
 
@@ -67,6 +77,13 @@ def test_a_table_has_mean_deviation_difference_and_cost():
     assert table["ewa"] == ["3", "81.00 ± 1.00", "+0.67 [−3.13, +4.46]", "1.10"]
 
 
+def test_training_time_is_compared_seed_by_seed():
+    """The ratios 39/30, 11/10 and 30/20 have the median 1.3; that of the medians, 30/20, compares two seeds."""
+    times = {"dense": {0: 30.0, 1: 10.0, 2: 20.0}, "ewa": {0: 39.0, 1: 11.0, 2: 30.0}}
+    arms = [Arm(name, "single_oa", dict.fromkeys(seconds, 80.0), seconds) for name, seconds in times.items()]
+    assert cells(Comparison("shapes", "configs/some.yaml", "dense", arms))["ewa"][3] == "1.30"
+
+
 def test_an_incomplete_study_is_shown_as_what_it_is():
     arms = {"one": {0: 80.0}, "some": {0: 80.0, 1: 80.5}, "apart": {7: 80.0}, "none": {}}
     table = cells(comparison(dense={0: 79.0, 1: 80.0, 2: 82.0}, **arms))
@@ -79,23 +96,44 @@ def test_an_incomplete_study_is_shown_as_what_it_is():
 
 
 def test_a_task_that_the_baseline_is_not_for_has_scores_and_no_differences():
-    alone = Comparison("parts", "configs/some.yaml", "dense", [Arm("ewa", "whole_oa", {0: 50.0, 1: 51.0}, [1.0, 1.0])])
+    alone = Comparison(
+        "parts", "configs/some.yaml", "dense", [Arm("ewa", "whole_oa", {0: 50.0, 1: 51.0}, {0: 1.0, 1: 1.0})]
+    )
     assert cells(alone)["ewa"] == ["2", "50.50 ± 0.71", "no baseline", ""]
     assert alone.intervals() == []
 
 
 def test_an_arm_s_own_score_is_named_beside_it():
     of = comparison(dense={0: 79.0})
-    routed = Arm("moe", "single_routed_oa", {0: 80.0}, [10.0])
+    routed = Arm("moe", "single_routed_oa", {0: 80.0}, {0: 10.0})
     table = cells(Comparison(of.task, of.recipe, of.baseline, [*of.arms, routed]))
     assert table["moe (single_routed_oa)"][2].startswith("+1.00")
 
 
 def test_distances_keep_their_digits_and_say_that_less_is_better():
-    arms = [Arm(name, "masked_chamfer_l2", {0: score}, [1.0]) for name, score in (("dense", 0.01234), ("ewa", 0.01198))]
+    arms = [
+        Arm(name, "masked_chamfer_l2", {0: score}, {0: 1.0}) for name, score in (("dense", 0.01234), ("ewa", 0.01198))
+    ]
     table = cells(Comparison("pretraining", "configs/some.yaml", "dense", arms))
     assert table["arm"][1] == "masked_chamfer_l2, lower is better"
     assert table["ewa"][1:3] == ["0.01198", "−0.00036 (one seed: no interval)"]
+
+
+def test_over_all_tasks_a_seed_counts_once():
+    one = comparison(dense={0: 80.0, 1: 81.0, 2: 82.0}, ewa={0: 81.0, 1: 81.0, 2: 84.0}, only_here={0: 99.0})
+    two = comparison(dense={0: 60.0, 1: 61.0}, ewa={0: 61.0, 1: 63.0})
+    distances = Comparison(
+        "pretraining",
+        "some.yaml",
+        "dense",
+        [Arm(name, "masked_chamfer_l2", {0: 0.1, 1: 0.1}, {0: 1.0, 1: 1.0}) for name in ("dense", "ewa")],
+    )
+    no_baseline = Comparison("parts", "some.yaml", "dense", [Arm("ewa", "whole_oa", {0: 50.0}, {0: 1.0})])
+    (found,) = over_tasks([one, two, distances, no_baseline])
+    assert found.name == "ewa, 2 tasks" and found.values == [1.0, 1.0], "(1 + 1) / 2 and (0 + 2) / 2; no seed 2"
+    text = study_report(facts(), [one, two])
+    assert "## Over all tasks" in text and "| ewa, 2 tasks | 2 | +1.00 [+1.00, +1.00]" in text
+    assert "## Over all tasks" not in study_report(facts(), [one])
 
 
 def facts(**changed) -> Facts:
