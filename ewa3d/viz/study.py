@@ -18,19 +18,23 @@ class Interval(NamedTuple):
     bounds: tuple[float, float] | None  # of the mean; of one seed there are none
 
 
-def draw_differences(panels: Mapping[str, Sequence[Interval]], baseline: str, path: Path) -> None:
+def draw_differences(
+    panels: Mapping[str, Sequence[Interval]], baseline: str, path: Path, *, same_scale: bool = False
+) -> None:
     """Draw, in a panel a task and a row an arm: every seed's difference as a dot, their mean and its interval.
 
     Args:
         panels: the arms' differences, by the panel's title.
         baseline: the arm that is zero.
         path: the picture to write.
+        same_scale: all panels have one scale, as their scores have one unit.
     """
     from matplotlib.figure import Figure  # no pyplot: no display and no global state
 
     heights = [0.42 * len(arms) + 0.9 for arms in panels.values()]
     figure = Figure(figsize=(7.5, sum(heights)), layout="constrained")
-    axes = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    ratios = {"height_ratios": heights}
+    axes = figure.subplots(len(panels), 1, squeeze=False, sharex=same_scale, gridspec_kw=ratios)[:, 0]
     for axis, (title, arms) in zip(axes, panels.items(), strict=True):
         axis.axvline(0, color="0.4", linewidth=1)
         for row, arm in enumerate(arms):

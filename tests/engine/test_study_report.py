@@ -171,3 +171,15 @@ def test_the_picture_has_every_seed_the_interval_and_zero_in_its_place(tmp_path)
     assert (y.max() - y.min()) < 20, "one seed has no interval"
     at = round(zero - 2 * unit)
     assert (picture[y.max() + 20 :, at - 2 : at + 3].max(axis=-1) < 0.9).any(), "and is drawn in its own row"
+
+
+@pytest.mark.parametrize("same_scale", [True, False])
+def test_panels_have_one_scale_where_asked(tmp_path, same_scale):
+    """Half the difference is half as far from zero, or as far."""
+    panels = {f"to {value}": [Interval("arm", [0.0, value], value / 2, (0.0, value))] for value in (2.0, 4.0)}
+    draw_differences(panels, "dense", tmp_path / "report.png", same_scale=same_scale)
+    picture = imread(tmp_path / "report.png")[..., :3]
+    bar = 0.35 * np.asarray(to_rgb(plots.COLORS[0])) + 0.65
+    bars = (np.abs(picture - bar) < 0.02).all(axis=-1)
+    first, second = (np.ptp(np.nonzero(part)[1]) for part in np.array_split(bars, 2))
+    assert second / first == pytest.approx(2 if same_scale else 1, rel=0.02)
