@@ -18,6 +18,7 @@ def run_command(main: Callable[[], None], when_interrupted: str = "interrupted")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         main()
+        _leave_group()
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -31,6 +32,13 @@ def run_command(main: Callable[[], None], when_interrupted: str = "interrupted")
         if line := when_interrupted if said is None else said:
             print(line, file=sys.stderr)
         sys.exit(128 + signum)
+
+
+def _leave_group() -> None:
+    """Leave the group of processes, where there is one: its threads can abort an interpreter that ends with them."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
