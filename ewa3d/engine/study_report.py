@@ -39,8 +39,16 @@ class Comparison:
     @property
     def unit(self) -> str:
         """What is compared, for people."""
-        column = (self.reference or self.arms[0]).column
-        return f"{column}, lower is better" if "chamfer" in column else f"{column}, %"
+        return f"{self._column}, %" if self.in_percent else f"{self._column}, lower is better"
+
+    @property
+    def in_percent(self) -> bool:
+        """Whether the score is a percentage; else it is a distance."""
+        return "chamfer" not in self._column
+
+    @property
+    def _column(self) -> str:
+        return (self.reference or self.arms[0]).column
 
     def intervals(self) -> list[Interval]:
         """The arms' differences to the baseline, of those that share a seed with it."""
@@ -95,7 +103,7 @@ def over_tasks(comparisons: Sequence[Comparison]) -> list[Interval]:
     pairs: dict[str, list[tuple[Arm, Arm]]] = {}
     for comparison in comparisons:
         reference = comparison.reference
-        if reference is not None and comparison.unit.endswith("%"):
+        if reference is not None and comparison.in_percent:
             for arm in comparison.arms:
                 if arm is not reference:
                     pairs.setdefault(arm.name, []).append((arm, reference))

@@ -204,7 +204,7 @@ def _report(path: Path, study: Study, runs: Sequence[StudyRun], rows: Mapping[St
         panels["over all tasks: mean of the scores, points"] = together
     picture = out / "report.png"
     if panels:
-        draw_differences(panels, study.baseline, picture, same_scale=all(c.unit.endswith("%") for c in comparisons))
+        draw_differences(panels, study.baseline, picture, same_scale=all(c.in_percent for c in comparisons))
     else:
         picture.unlink(missing_ok=True)  # of a study file that was another one
     facts = Facts(
